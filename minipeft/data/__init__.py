@@ -1,1 +1,33 @@
-"""."""
+"""Data: fetched assets, classification tasks, tokens and batches.
+
+`fetch` brings an asset of the one table in `assets.py` into the user's cache; `load_task` gives a `Task` (by name, or
+from a .csv or .jsonl of the user's own) whose rows are without duplicates and split by hash, fixed for ever;
+`Tokenizer` turns texts into token numbers; `encode_examples`, `bucketed_order`, `sorted_order` and `collate` make
+batches.
+"""
+
+from minipeft.data.assets import ASSETS, Asset, cache_folder, fetch, is_fetched
+from minipeft.data.batching import Batch, EncodedSet, bucketed_order, collate, encode_examples, sorted_order
+from minipeft.data.splits import Example
+from minipeft.data.tasks import TASK_NAMES, Task, load_task
+from minipeft.data.tokenize import Encoded, Tokenizer
+
+__all__ = [
+    "ASSETS",
+    "TASK_NAMES",
+    "Asset",
+    "Batch",
+    "Encoded",
+    "EncodedSet",
+    "Example",
+    "Task",
+    "Tokenizer",
+    "bucketed_order",
+    "cache_folder",
+    "collate",
+    "encode_examples",
+    "fetch",
+    "is_fetched",
+    "load_task",
+    "sorted_order",
+]

@@ -1,0 +1,389 @@
+"""`Tensor`, the tape, and `backward`.
+
+An op computes its value and hands `record` one vector-Jacobian product (vjp) a parent: a function that takes
+g = dL/d(output) and returns dL/d(parent). `record` keeps only the parents that need a gradient. What the kept functions
+hold on to (their closures) is all the memory that training costs beyond the weights, and `saved_arrays` lists it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from minipeft.backend import Array, active
+from minipeft.errors import UserError
+
+_grad_enabled: contextvars.ContextVar[bool] = contextvars.ContextVar("grad_enabled", default=True)
+_order = itertools.count()
+
+
+class Partial(NamedTuple):
+    """The gradient of x[index]: `value` there and zero elsewhere. `index` names no element twice."""
+
+    index: Any
+    value: Array
+
+
+Vjp = Callable[[Array], Any]  # dL/d(output) -> dL/d(parent); for a tuple of parents, a tuple of them
+Target = Any  # where a gradient goes: a Node, a leaf Tensor, or a tuple of these and None for a joint vjp
+
+
+class Node:
+    """One recorded op: its kept parents with their vjps, and what its gradient must look like."""
+
+    __slots__ = ("dtype", "edges", "order", "shape")
+
+    def __init__(self, edges: list[tuple[Target, Vjp]], value: Array) -> None:
+        self.edges: list[tuple[Target, Vjp]] | None = edges  # None once the gradient has passed
+        self.order = next(_order)  # parents are always made before their children
+        self.shape, self.dtype = value.shape, value.dtype
+
+
+class Tensor:
+    """An array that can remember how it was made. Names follow torch.
+
+    `data` is the array, `grad` the gradient that `backward` has added up (None before), `requires_grad` whether to
+    record what is done with it. Python numbers and lists become float32; an array keeps its dtype.
+
+    Raises:
+        UserError: `requires_grad` on an array that is not of a float dtype.
+    """
+
+    __slots__ = ("data", "grad", "node", "requires_grad")
+    __array_ufunc__ = None  # NumPy leaves `array + tensor` to Tensor
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        xp = active().xp
+        if isinstance(data, Tensor):
+            raise UserError("A Tensor cannot be made of a Tensor; use .detach() for one that shares its data.")
+        if not hasattr(data, "dtype"):
+            data = xp.asarray(data)
+            if data.dtype == xp.float64:
+                data = data.astype(xp.float32)
+        self.data: Array = active().asarray(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise UserError(f"Only float tensors can require a gradient; this one is {self.data.dtype}.")
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.node: Node | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        return tuple(self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return int(self.data.ndim)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the elements."""
+        return self.data.dtype
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return int(self.data.size)
+
+    def item(self) -> float:
+        """The value of a tensor of one element, as a Python number."""
+        if self.data.size != 1:
+            raise UserError(f"item() needs a tensor of one element; this one has shape {self.shape}.")
+        return float(active().to_numpy(self.data).reshape(()))
+
+    def numpy(self) -> Any:
+        """The values as a NumPy array."""
+        return active().to_numpy(self.data)
+
+    def detach(self) -> Tensor:
+        """A tensor of the same data that remembers nothing."""
+        return Tensor(self.data)
+
+    def backward(self, gradient: Array | None = None) -> None:
+        """Add dL/dθ to `grad` of every leaf θ below, for L = this tensor (or Σ gradient ⊙ this tensor).
+
+        The tape is freed as the gradient passes: a second call on the same graph is an error.
+
+        Raises:
+            UserError: this tensor is not a scalar and no `gradient` is given, or nothing below needs a gradient,
+                or the graph has been used already.
+        """
+        if gradient is None:
+            if self.data.size != 1:
+                raise UserError(f"backward() starts from a scalar; this tensor has shape {self.shape}. Sum it first.")
+            gradient = active().xp.ones_like(self.data)
+        if not self.requires_grad:
+            raise UserError("Nothing below this tensor requires a gradient, so there is nothing to differentiate.")
+        _backward(self.node if self.node is not None else self, gradient)
+
+    def __repr__(self) -> str:
+        suffix = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({active().to_numpy(self.data)!r}{suffix})"
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    # Arithmetic and shapes: each is the op of the same name in ops.py.
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.divide(other, self)
+
+    def __neg__(self) -> Tensor:
+        return ops.multiply(self, -1.0)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return ops.power(self, exponent)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index)
+
+    @property
+    def mT(self) -> Tensor:  # noqa: N802  (torch's name)
+        """The last two axes exchanged."""
+        return ops.swapaxes(self, -1, -2)
+
+    def reshape(self, *shape: int) -> Tensor:
+        """The same elements in another shape; one length may be -1."""
+        return ops.reshape(self, shape)
+
+    def swapaxes(self, i: int, j: int) -> Tensor:
+        """Axes i and j exchanged."""
+        return ops.swapaxes(self, i, j)
+
+    def transpose(self, *axes: int) -> Tensor:
+        """The axes in the order given."""
+        return ops.transpose(self, axes)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The sum over the axes given, or over all."""
+        return ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The mean over the axes given, or over all."""
+        return ops.mean(self, axis, keepdims)
+
+    def max(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """The largest element along an axis, or of all; equal ones share the gradient."""
+        return ops.max(self, axis, keepdims)
+
+    def exp(self) -> Tensor:
+        """e to the power of each element."""
+        return ops.exp(self)
+
+    def log(self) -> Tensor:
+        """The natural logarithm."""
+        return ops.log(self)
+
+    def sqrt(self) -> Tensor:
+        """The square root."""
+        return ops.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        """The hyperbolic tangent."""
+        return ops.tanh(self)
+
+    def relu(self) -> Tensor:
+        """max(x, 0)."""
+        return ops.relu(self)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside, nothing is recorded and nothing is kept for a backward pass."""
+    token = _grad_enabled.set(False)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
+def grad_enabled() -> bool:
+    """Whether ops are being recorded here."""
+    return _grad_enabled.get()
+
+
+def record(value: Array, *edges: tuple[Any, Vjp]) -> Tensor:
+    """The result of an op, with one edge `(parent, vjp)` a parent.
+
+    A parent that is not a Tensor, or needs no gradient, is dropped together with what its vjp would have kept.
+    A parent may be a tuple of Tensors with one joint vjp, which returns a tuple (None where none is needed).
+    A vjp may return its gradient before broadcasting is undone: the tape sums it to the parent's shape.
+    """
+    out = Tensor(value)
+    if not _grad_enabled.get():
+        return out
+    kept: list[tuple[Target, Vjp]] = []
+    for parent, vjp in edges:
+        if isinstance(parent, tuple):
+            targets = tuple(_target(p) for p in parent)
+            if any(target is not None for target in targets):
+                kept.append((targets, vjp))
+        elif (target := _target(parent)) is not None:
+            kept.append((target, vjp))
+    if kept:
+        out.requires_grad = True
+        out.node = Node(kept, out.data)
+    return out
+
+
+def _target(parent: Any) -> Node | Tensor | None:
+    if not isinstance(parent, Tensor) or not parent.requires_grad:
+        return None
+    return parent.node if parent.node is not None else parent
+
+
+def _backward(start: Node | Tensor, gradient: Array) -> None:
+    """Visit the nodes from the newest to the oldest, so that each is complete when its turn comes; no recursion."""
+    pending: dict[Node, Array] = {}
+    owned: set[Node] = set()  # gradients that are ours to add to; others may be shared between two parents
+    queue: list[tuple[int, Node]] = []
+
+    def give(target: Node | Tensor, g: Any) -> None:
+        if not isinstance(g, Partial):
+            g = _unbroadcast(g, target.shape)
+            assert g.dtype == target.dtype, f"a vjp returned {g.dtype} for a parent of {target.dtype}"
+        if isinstance(target, Tensor):
+            _accumulate(target, g)
+        elif target not in pending:
+            heapq.heappush(queue, (-target.order, target))
+            if isinstance(g, Partial):
+                pending[target] = _add_partial(active().xp.zeros(target.shape, dtype=target.dtype), g)
+                owned.add(target)
+            else:
+                pending[target] = g
+        elif isinstance(g, Partial) and target in owned:
+            _add_partial(pending[target], g)
+        elif isinstance(g, Partial):
+            pending[target] = _add_partial(pending[target].copy(), g)
+            owned.add(target)
+        elif target in owned:
+            pending[target] += g
+        else:
+            pending[target] = pending[target] + g
+            owned.add(target)
+
+    give(start, gradient)
+    while queue:
+        node = heapq.heappop(queue)[1]
+        g = pending.pop(node)
+        if node.edges is None:
+            raise UserError("This graph has been differentiated already and is freed; run the forward pass again.")
+        edges, node.edges = node.edges, None
+        while edges:
+            target, vjp = edges.pop()
+            if not isinstance(target, tuple):
+                give(target, vjp(g))
+                continue
+            for part, gradient in zip(target, vjp(g), strict=True):
+                if part is not None:
+                    give(part, gradient)
+
+
+def _accumulate(leaf: Tensor, g: Any) -> None:
+    if leaf.grad is None:
+        if not isinstance(g, Partial):
+            leaf.grad = g.copy()  # g may belong to another tensor as well
+            return
+        leaf.grad = active().xp.zeros_like(leaf.data)
+    if isinstance(g, Partial):
+        _add_partial(leaf.grad, g)
+    else:
+        leaf.grad += g
+
+
+def _add_partial(total: Array, g: Partial) -> Array:
+    total[g.index] += g.value
+    return total
+
+
+def _unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """Sum a gradient over the axes along which its parent was repeated: the one place where broadcasting is undone."""
+    if g.shape == shape:
+        return g
+    if g.ndim > len(shape):
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    repeated = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
+    if repeated:
+        g = g.sum(axis=repeated, keepdims=True)
+    assert g.shape == shape, f"a vjp returned shape {g.shape} for a parent of shape {shape}"
+    return g
+
+
+def saved_arrays(*roots: Tensor) -> list[Array]:
+    """Every distinct array that the tape below `roots` holds for the backward pass, parameters included."""
+    found: dict[int, Array] = {}
+    nodes: dict[int, Node] = {}
+    stack = [root.node for root in roots if root.node is not None]
+    while stack:
+        node = stack.pop()
+        if id(node) in nodes:
+            continue
+        nodes[id(node)] = node
+        for target, vjp in node.edges or ():
+            _collect(vjp, found)
+            stack.extend(_nodes(target))
+    return list(found.values())
+
+
+def count_nodes(root: Tensor) -> int:
+    """The number of recorded ops below `root`, itself included."""
+    seen: set[int] = set()
+    stack = [root.node] if root.node is not None else []
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            stack.extend(n for target, _ in node.edges or () for n in _nodes(target))
+    return len(seen)
+
+
+def _nodes(target: Target) -> list[Node]:
+    return [t for t in (target if isinstance(target, tuple) else (target,)) if isinstance(t, Node)]
+
+
+def _collect(held: Any, found: dict[int, Array]) -> None:
+    """Arrays inside a closure, a tuple or a Tensor; a view counts as the buffer it keeps alive."""
+    if callable(held) and getattr(held, "__closure__", None):
+        for cell in held.__closure__:
+            _collect(cell.cell_contents, found)
+    elif isinstance(held, tuple | list):
+        for part in held:
+            _collect(part, found)
+    elif isinstance(held, Tensor):
+        _collect(held.data, found)
+    elif hasattr(held, "nbytes") and hasattr(held, "dtype") and getattr(held, "ndim", 0):
+        while getattr(held, "base", None) is not None and hasattr(held.base, "nbytes"):
+            held = held.base
+        found[id(held)] = held
+
+
+from minipeft.autograd import ops  # noqa: E402  (ops needs Tensor; Tensor's operators need ops when they are called)

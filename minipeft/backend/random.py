@@ -1,0 +1,67 @@
+"""Random numbers: one root seed, and a named stream for each purpose. NumPy's global state is never touched.
+
+`generator(name, *index)` is a pure function of the root seed, the name and the index: epoch 3's order of the data is
+`generator("data", 3)` whatever was drawn before, which is why a resumed run needs no saved random state.
+`stream(name)` is one generator that goes on from draw to draw, for initialisation.
+Dropout takes a key a layer and step from `dropout_key()`; the trainer tells the step with `at_step`.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from minipeft.errors import UserError
+
+Generator = np.random.Generator
+
+
+class _State:
+    root = 0
+    streams: dict[str, Generator]
+    step = 0
+    calls = 0
+
+
+_state = _State()
+_state.streams = {}
+
+
+def seed(root: int) -> None:
+    """Set the root seed (a non-negative integer) and start every stream afresh."""
+    if not isinstance(root, int) or root < 0:
+        raise UserError(f"A seed is an integer of 0 or more, not {root!r}.")
+    _state.root = root
+    _state.streams = {}
+    at_step(0)
+
+
+def generator(name: str, *index: int, root: int | None = None) -> Generator:
+    """A fresh generator that depends on (root, name, index) alone; `root` is the root seed when it is None."""
+    words = (zlib.crc32(name.encode()), *index)
+    return np.random.default_rng(np.random.SeedSequence(_state.root if root is None else root, spawn_key=words))
+
+
+def permutations(rng: Generator, count: int, n: int) -> np.ndarray:
+    """`count` random orders of 0..n-1, one a row: (count, n)."""
+    return rng.permuted(np.broadcast_to(np.arange(n), (count, n)), axis=1)
+
+
+def stream(name: str) -> Generator:
+    """The generator of that name; it continues where the last draw left it."""
+    if name not in _state.streams:
+        _state.streams[name] = generator(name)
+    return _state.streams[name]
+
+
+def at_step(step: int) -> None:
+    """Say which training step runs now: its dropout masks depend on the step, not on what ran before."""
+    _state.step, _state.calls = step, 0
+
+
+def dropout_key() -> int:
+    """A new 64-bit key, a function of (root seed, step, number of keys drawn in this step)."""
+    words = (zlib.crc32(b"dropout"), _state.step, _state.calls)
+    _state.calls += 1
+    return int(np.random.SeedSequence(_state.root, spawn_key=words).generate_state(1, np.uint64)[0])

@@ -1,0 +1,69 @@
+"""Measuring the memory of a training step.
+
+What the tape's closures hold is what a step must keep between its forward and its backward pass; it is read off the tape
+itself. The allocator's peak comes from `tracemalloc`, to which NumPy reports every array.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minipeft.autograd import Tensor
+from minipeft.autograd.tensor import saved_arrays
+from minipeft.backend import Array
+from minipeft.cost.flops import count_flops
+from minipeft.nn import Module
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One training step without the optimizer's part: operations, and bytes.
+
+    `activations` is what the tape holds when the backward pass begins, `peak` the most that was allocated at once beyond
+    what was there before (activations and temporaries).
+    """
+
+    forward_flops: int
+    backward_flops: int
+    activations: int
+    peak: int
+
+
+def activation_bytes(loss: Tensor, model: Module) -> int:
+    """The bytes that the tape below `loss` keeps alive, the model's own parameters left out."""
+    own = {id(_buffer(p.data)) for p in model.parameters()}
+    return sum(int(array.nbytes) for array in saved_arrays(loss) if id(array) not in own)
+
+
+def measure_step(model: Module, loss_of: Callable[[], Tensor]) -> StepCost:
+    """Run one forward and backward pass and measure it. Gradients are added to `grad`, as in any backward pass.
+
+    Args:
+        model: whose parameters do not count as activations.
+        loss_of: computes the loss (a scalar) of the batch that stands for the others.
+    """
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        with count_flops() as forward:
+            loss = loss_of()
+        activations = activation_bytes(loss, model)
+        with count_flops() as backward:
+            loss.backward()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not tracing:
+            tracemalloc.stop()
+    return StepCost(forward.flops, backward.flops, activations, peak)
+
+
+def _buffer(array: Array) -> Array:
+    """The array that owns the memory of a view."""
+    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
+        array = array.base
+    return array

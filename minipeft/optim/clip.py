@@ -1,0 +1,16 @@
+"""Clipping a gradient by its norm."""
+
+from __future__ import annotations
+
+from minipeft.backend import Array
+
+
+def clip_grad_norm(grad: Array, max_norm: float) -> Array:
+    """Scale a flat gradient, in place, to a norm of `max_norm` where it is longer; returns the norm it had (a 0-d array).
+
+    The factor is max_norm / (norm + 10⁻⁶), at most 1, as in torch. Nothing here waits for the device.
+    """
+    norm = (grad @ grad) ** 0.5
+    factor = (max_norm / (norm + 1e-6)).clip(max=1.0)
+    grad *= factor
+    return norm

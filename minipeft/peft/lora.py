@@ -1,0 +1,141 @@
+"""LoRA: the change of a weight is a product of two thin matrices, Y = X W + b + s · X A B (arXiv 2106.09685, section 4.1).
+
+W ∈ R^{in × out} and b stay frozen; A ∈ R^{in × r} and B ∈ R^{r × out} are trained; s = α / r (or α / √r, rsLoRA, arXiv
+2312.03732). B starts at zero, so that training starts from the base model exactly; A does not, or nothing would ever move.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from minipeft.autograd import Tensor, functional
+from minipeft.backend import active, random
+from minipeft.errors import UserError, unknown
+from minipeft.nn import Linear, Module, Parameter
+from minipeft.nn.layers import constant
+from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.targets import match_modules
+
+
+@dataclass(frozen=True)
+class LoraConfig(PeftConfig):
+    """r · (in + out) parameters a target.
+
+    Attributes:
+        r: the rank.
+        lora_alpha: α.
+        lora_dropout: probability with which the branch's input is dropped, while training.
+        target_modules: names of linear layers, or "all-linear" for every one outside the head.
+        init: how A starts: "kaiming" uniform in ±1/√in as HF PEFT does, or "gaussian" N(0, (1/r)²).
+        use_rslora: s = α / √r.
+        bias: biases to train as well: "none", "all", or those of the targets, "lora_only".
+    """
+
+    peft_type: ClassVar[str] = "LORA"
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
+    init: str = "kaiming"
+    use_rslora: bool = False
+    bias: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UserError(f"r={self.r}: the rank of LoRA is 1 or more.")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora_dropout={self.lora_dropout}: a probability is in [0, 1).")
+        if self.init not in ("kaiming", "gaussian"):
+            raise unknown("LoRA init", self.init, ("kaiming", "gaussian"))
+        if self.bias not in ("none", "all", "lora_only"):
+            raise unknown("LoRA bias", self.bias, ("none", "all", "lora_only"))
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def attach(self, model: Module) -> Method:
+        """Put a `LoRALinear` in the place of every target. Raises UserError for a target that matches nothing."""
+        targets = match_modules(model, self.target_modules, Linear, "all-linear")
+        return LoraMethod(model, targets, self)
+
+
+class LoRALinear(Module):
+    """Y = X W + b + s · X A B over a frozen `linear`."""
+
+    def __init__(self, linear: Linear, config: LoraConfig, rng: random.Generator) -> None:
+        d_in, d_out = linear.weight.shape
+        if config.r > min(d_in, d_out):
+            raise UserError(f"r={config.r}: a {d_in} × {d_out} weight has rank {min(d_in, d_out)} at most.")
+        self.linear = linear
+        if config.init == "gaussian":
+            start = rng.standard_normal((d_in, config.r), dtype="float32") / config.r
+        else:
+            start = rng.uniform(-1, 1, (d_in, config.r)).astype("float32") / math.sqrt(d_in)
+        self.A = Parameter(active().asarray(start, dtype=linear.weight.dtype))
+        self.B = constant((config.r, d_out), 0.0)
+        self.scale, self.dropout = config.scale, config.lora_dropout
+        self.enabled = True
+        self.W0: Any = None  # the base's weight, kept while A B is merged into `linear`
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., r) -> (..., out): the product A B is never formed."""
+        y = self.linear(x)
+        if not self.enabled or self.W0 is not None:
+            return y
+        return y + ((functional.dropout(x, self.dropout, self.training) @ self.A) * self.scale) @ self.B
+
+    def merge(self) -> None:
+        """W ← W₀ + s · A B. W₀ is kept, so that `unmerge` is exact; a second call changes nothing."""
+        if self.W0 is None:
+            W = self.linear.weight.data
+            self.W0 = W.copy()
+            W += self.scale * active().matmul(self.A.data, self.B.data)
+
+    def unmerge(self) -> None:
+        """W ← W₀, to the last bit."""
+        if self.W0 is not None:
+            self.linear.weight.data[...] = self.W0
+            self.W0 = None
+
+
+class LoraMethod(Method):
+    """LoRA on the chosen linear layers of a model."""
+
+    def __init__(self, model: Module, targets: dict[str, Module], config: LoraConfig) -> None:
+        self.owner = (model,)  # a tuple, so that the model's parameters are not listed twice
+        self.layers: dict[str, LoRALinear] = {}
+        rng = random.stream("init")
+        for name, linear in targets.items():
+            assert isinstance(linear, Linear)
+            self.layers[name] = LoRALinear(linear, config, rng)
+            model.set_submodule(name, self.layers[name])
+            if config.bias == "lora_only" and linear.bias is not None:
+                linear.bias.requires_grad = True
+        if config.bias == "all":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad |= name.endswith(".bias")
+
+    def enable(self, on: bool) -> None:
+        """Skip the branches X A B, or not."""
+        for layer in self.layers.values():
+            layer.enabled = on
+
+    def merge(self) -> None:
+        """Merge every layer."""
+        for layer in self.layers.values():
+            layer.merge()
+
+    def unmerge(self) -> None:
+        """Unmerge every layer."""
+        for layer in self.layers.values():
+            layer.unmerge()
+
+    def unload(self) -> None:
+        """Put the linear layers back, with the weights they have now."""
+        for name, layer in self.layers.items():
+            self.owner[0].set_submodule(name, layer.linear)

@@ -1,0 +1,165 @@
+"""What all methods share: `PeftConfig`, `Method`, `PeftModel`, `get_peft_model`.
+
+A method of your own is one file: a config (a frozen dataclass over `PeftConfig`) whose `attach` changes the model and
+returns a `Method` that can undo it. Nothing here needs to know of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from minipeft.autograd import Tensor
+from minipeft.autograd.tensor import grad_enabled
+from minipeft.errors import UserError
+from minipeft.nn import Module, Parameter
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The settings of a method. `peft_type` names the method in files."""
+
+    peft_type: ClassVar[str] = ""
+
+    def attach(self, model: Module) -> Method:
+        """Change `model`, all of whose parameters are frozen, so that the method's own can be trained."""
+        raise NotImplementedError(f"{type(self).__name__} has no attach.")
+
+    def head_parameters(self, model: Module) -> list[Parameter]:
+        """The parameters of the task head to train beside the method's own: all of them, unless a method says otherwise."""
+        head = getattr(model, "head", None)
+        return list(head.parameters()) if isinstance(head, Module) else []
+
+
+class Method(Module):
+    """What a config has done to a model. This base fits methods that train the model's own weights: there is nothing to
+    merge, and no way to switch it off. Methods that add something override all five.
+    """
+
+    def run(self, model: Module, *inputs: Any) -> Tensor:
+        """The model's forward pass with the method in it."""
+        return model(*inputs)
+
+    def enable(self, on: bool) -> None:
+        """Switch the method on or off; off, the model computes what the base does, to the last bit."""
+        raise UserError(f"{type(self).__name__} changes the model's own weights: there is no adapter to switch off.")
+
+    def merge(self) -> None:
+        """Fold the method into the weights; a second call changes nothing."""
+
+    def unmerge(self) -> None:
+        """Take it out of the weights again, exactly."""
+
+    def unload(self) -> None:
+        """Leave the model as a plain one again, with the weights it has now."""
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many parameters are trained, in the task head and by the method, and how many there are in all."""
+
+    head: int
+    method: int
+    total: int
+
+    @property
+    def trainable(self) -> int:
+        """Head and method together."""
+        return self.head + self.method
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters in percent of all."""
+        return 100 * self.trainable / self.total
+
+    def __str__(self) -> str:
+        return (
+            f"head {self.head:,} + method {self.method:,} = {self.trainable:,} trainable "
+            f"of {self.total:,} parameters ({self.percent:.3g} %)"
+        )
+
+
+class PeftModel(Module):
+    """A model with a method attached: it is called as the model is."""
+
+    def __init__(self, model: Module, config: PeftConfig) -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+            parameter.grad = None
+        self.model = model
+        self.config = config
+        self.method = config.attach(model)
+        self.merged = False
+        for parameter in config.head_parameters(model):
+            parameter.requires_grad = True
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """As the base model's."""
+        if self.merged and self.training and grad_enabled():
+            raise UserError("The method is merged into the weights and cannot be trained; call unmerge_adapter() first.")
+        return self.method.run(self.model, *inputs)
+
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        """The parameters that are trained, by name: those of the head, those of the method, and no others."""
+        return {_base_name(name): p for name, p in self.named_parameters() if p.requires_grad}
+
+    def count_parameters(self) -> ParameterCount:
+        """Exact counts; tied parameters count once."""
+        trainable = self.trainable_parameters()
+        head = sum(p.numel() for name, p in trainable.items() if name.startswith("head."))
+        total = sum(p.numel() for p in self.parameters())
+        return ParameterCount(head, sum(p.numel() for p in trainable.values()) - head, total)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the counts: head + method = trainable of total (percent)."""
+        print(self.count_parameters())
+
+    def merge_adapter(self) -> None:
+        """Fold the method into the weights: inference costs what the base's does. A second call changes nothing."""
+        self.method.merge()
+        self.merged = True
+
+    def unmerge_adapter(self) -> None:
+        """Undo `merge_adapter`: the weights are the base's again, to the last bit."""
+        self.method.unmerge()
+        self.merged = False
+
+    def merge_and_unload(self) -> Module:
+        """Merge, remove every trace of the method, and return the plain model."""
+        self.merge_adapter()
+        self.method.unload()
+        return self.model
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside, the model computes what its base does (with the head as trained), merged or not."""
+        was_merged = self.merged
+        self.method.enable(False)
+        try:
+            if was_merged:
+                self.unmerge_adapter()
+            yield
+        finally:
+            if was_merged:
+                self.merge_adapter()
+            self.method.enable(True)
+
+
+def get_peft_model(model: Module, config: PeftConfig) -> PeftModel:
+    """Freeze `model`, attach the method of `config` to it, and set the method's parameters and the head to train.
+
+    The model is changed in place. New parameters are drawn from the random stream "init".
+
+    Raises:
+        UserError: the model carries a method already, or a setting does not fit it.
+    """
+    if isinstance(model, PeftModel):
+        raise UserError("This model carries a method already; call merge_and_unload() on it first.")
+    return PeftModel(model, config)
+
+
+def _base_name(name: str) -> str:
+    """The name that a parameter has in the model itself."""
+    return name.removeprefix("model.")

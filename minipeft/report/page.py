@@ -1,0 +1,215 @@
+"""report.html: a run on one page that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from minipeft.errors import UserError
+from minipeft.files import atomic_write
+from minipeft.report.plots import FIGURES, draw_all
+from minipeft.report.summary import Summary, read_results, summarise
+
+# The columns of the table: heading, decimals, what it means.
+COLUMNS: Mapping[str, tuple[str, int, str]] = {
+    "trainable_params": (
+        "Trainable params",
+        0,
+        "Parameters that training changes: the method's own and the task head's.",
+    ),
+    "trainable_percent": ("Trainable %", 2, "Trainable parameters in percent of all parameters."),
+    "method_params": ("Method params", 0, "Trainable parameters that belong to the method, without the task head."),
+    "head_params": ("Head params", 0, "Trainable parameters of the task head."),
+    "total_params": ("Total params", 0, "All parameters, frozen ones included."),
+    "accuracy": ("Accuracy %", 1, "Share of the test set that is classified correctly."),
+    "test_loss": ("Test loss", 3, "Mean cross-entropy on the test set, in nats; lower is better."),
+    "train_seconds": ("Training s", 1, "Wall-clock time of the whole training."),
+    "step_ms": ("Step ms", 1, "Wall-clock time of one training step: forward, backward and update."),
+    "forward_gflop": ("Forward GFLOP", 2, "Floating-point work of one forward pass, in 10⁹ operations."),
+    "backward_gflop": ("Backward GFLOP", 2, "Floating-point work of one backward pass, in 10⁹ operations."),
+    "activation_mb": ("Activations MB", 1, "What the forward pass keeps for the backward pass."),
+    "gradient_mb": ("Gradients MB", 1, "One number for each trainable parameter."),
+    "optimizer_mb": ("Optimizer MB", 1, "The optimizer's state; AdamW keeps two numbers for each trainable parameter."),
+    "peak_mb": ("Peak MB", 1, "The most memory in use at one time during training."),
+    "saved_mb": ("Saved MB", 1, "Size on the disk of what has to be kept for this task beside the base model."),
+}
+CAPTIONS: Mapping[str, str] = {
+    "accuracy_vs_parameters": "Test accuracy against the number of trainable parameters, for each method and setting. "
+    "The dashed lines are full fine-tuning and 90 % of it; the vertical line is the task head alone.",
+    "time_and_memory": "Time of one training step, and the memory that training adds to the weights.",
+    "loss_curves": "Training loss against step, for each method and setting.",
+    "flops": "Work of one training step, forward and backward, in GFLOP.",
+}
+OPTIONS = ("model", "task", "methods", "seeds", "train_size", "test_size", "epochs")  # the command's main options
+CSS = """
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --rule: #ddd; --paper: #fff; --band: #f6f6f4; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --soft: #a5a5a5; --rule: #3c3c3c; --paper: #1b1b1b; --band: #252525; }
+}
+body { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .6rem; }
+p { max-width: 45rem; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
+figure { margin: 1.2rem 0 2rem; }
+figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption { margin-top: .5rem; }
+pre { padding: .8rem 1rem; background: var(--band); border-radius: 4px;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
+thead th { vertical-align: bottom; border-bottom-width: 2px; }
+.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
+.numbers tbody th { white-space: nowrap; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
+.numbers tbody tr:nth-child(even) > * { background: var(--band); }
+.sd { color: var(--soft); }
+"""
+
+
+def write_page(run_folder: str | os.PathLike[str]) -> Path:
+    """Write report.html into a run folder from its config.json and results.csv; returns its path.
+
+    Figures that are missing, or older than results.csv, are drawn first.
+
+    Raises:
+        UserError: config.json or results.csv is missing or malformed, or the folder cannot be written to.
+    """
+    run_folder = Path(run_folder)
+    config = _read_config(run_folder / "config.json")
+    results = run_folder / "results.csv"
+    cells = summarise(read_results(results))
+    figures = {name: run_folder / "figures" / f"{name}.svg" for name in FIGURES}
+    drawn = results.stat().st_mtime_ns
+    if not all(path.exists() and path.stat().st_mtime_ns >= drawn for path in figures.values()):
+        draw_all(results, run_folder / "figures")
+    images = {name: _figure(path, CAPTIONS[name], cells) for name, path in figures.items()}
+    path = run_folder / "report.html"
+    atomic_write(path, _page(config, cells, images))
+    return path
+
+
+def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[str, str]) -> str:
+    """The whole document. What comes from files has been escaped by the function that made each part."""
+    main, *others = images.values()
+    model, task = escape(_text(config.get("model", "a model"))), escape(_text(config.get("task", "a task")))
+    seeds = max(cell.n for cell in cells)
+    spread = "mean ± sample standard deviation over seeds" if seeds > 1 else "one seed, so no spread is known"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{model} on {task}: methods of fine-tuning compared</title>
+<style>{CSS}</style>
+</head>
+<body>
+<header>
+<h1>{model} on {task}: methods of fine-tuning compared</h1>
+<p class="soft">{len(cells)} {"method" if len(cells) == 1 else "methods and settings"}; {spread}.</p>
+</header>
+<main>
+{main}
+<section aria-labelledby="results">
+<h2 id="results">Results</h2>
+{_results(cells)}
+</section>
+<section aria-labelledby="figures">
+<h2 id="figures">Time, memory and training</h2>
+{"".join(others)}
+</section>
+<section aria-labelledby="reproduce">
+<h2 id="reproduce">How to reproduce</h2>
+<pre><code>{escape(_command(config))}</code></pre>
+{_pairs("Setting", "Value", {name: _text(value) for name, value in config.items()})}
+</section>
+<section aria-labelledby="columns">
+<h2 id="columns">What the columns mean</h2>
+{_pairs("Column", "Meaning", {heading: meaning for heading, _, meaning in COLUMNS.values()})}
+</section>
+</main>
+</body>
+</html>
+"""
+
+
+def _results(cells: Sequence[Summary]) -> str:
+    """The table of results, a row a cell."""
+    heads = "".join(f'<th scope="col">{heading}</th>' for heading, _, _ in COLUMNS.values())
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(cell.label)}</th><td>{cell.n}</td>'
+        + "".join(f"<td>{_value(cell, name)}</td>" for name in COLUMNS)
+        + "</tr>"
+        for cell in cells
+    )
+    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="results">
+<table class="numbers">
+<thead><tr><th scope="col">Method</th><th scope="col">Seeds</th>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>"""
+
+
+def _value(cell: Summary, name: str) -> str:
+    """The mean of a measure and, where seeds differ, its standard deviation."""
+    decimals = COLUMNS[name][1]
+    factor = 100 if name == "accuracy" else 1
+    mean, sd = factor * cell.mean[name], factor * cell.sd[name]
+    spread = f' <span class="sd">± {sd:,.{decimals}f}</span>' if sd > 0 else ""
+    return (f"{mean:,.{decimals}f}" if math.isfinite(mean) else "diverged") + spread
+
+
+def _figure(path: Path, caption: str, cells: Sequence[Summary]) -> str:
+    """An SVG as an image inside the page: the ids of one drawing cannot meet those of another."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    alt = f"{caption} Shown: {', '.join(cell.label for cell in cells)}."
+    image = f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}">'
+    return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
+
+
+def _pairs(left: str, right: str, pairs: Mapping[str, str]) -> str:
+    rows = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>\n' for a, b in pairs.items())
+    heads = f'<tr><th scope="col">{left}</th><th scope="col">{right}</th></tr>'
+    return f'<div class="wide"><table>\n<thead>{heads}</thead>\n<tbody>\n{rows}</tbody>\n</table></div>'
+
+
+def _command(config: Mapping[str, Any]) -> str:
+    """The command that makes this run again, from those of its options that config.json holds."""
+    words = ["minipeft", "compare"]
+    for name in OPTIONS:
+        if config.get(name) is not None:
+            value = config[name]
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--" + name.replace("_", "-"), text]
+    return shlex.join(words)
+
+
+def _text(value: object) -> str:
+    """A value of config.json for a reader."""
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"No file {path}. A run folder that `minipeft compare` made has one.") from error
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{path} holds a {type(config).__name__}. Expected an object with the keys {', '.join(OPTIONS)}."
+        )
+    return config

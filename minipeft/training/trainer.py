@@ -1,0 +1,173 @@
+"""The training loop: batches of similar length, a scheduled learning rate, clipping, and checkpoints that resume.
+
+Every random choice is a function of (seed, epoch) or (seed, step), see `backend/random.py`: a run that was killed and
+resumed goes through the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minipeft.autograd import Tensor, functional
+from minipeft.backend import Array, active, random
+from minipeft.data import Batch, EncodedSet, bucketed_order, collate
+from minipeft.errors import UserError, unknown
+from minipeft.nn import Module
+from minipeft.optim import SCHEDULES, AdamW, clip_grad_norm
+from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes:
+        lr: the peak learning rate.
+        epochs: passes over the data.
+        batch_size: rows a step.
+        weight_decay: of AdamW.
+        warmup: the part of all steps in which the rate climbs.
+        schedule: "linear", "cosine" or "constant".
+        clip: largest norm of the gradient; 0 for no clipping.
+        checkpoint_seconds: how often to write a checkpoint, besides the end of each epoch.
+    """
+
+    lr: float = 1e-3
+    epochs: int = 3
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    schedule: str = "linear"
+    clip: float = 1.0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0 or not 0 <= self.warmup <= 1:
+            raise UserError("Training needs epochs ≥ 1, batch_size ≥ 1, lr > 0 and warmup in [0, 1].")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+
+
+@dataclass
+class TrainingResult:
+    """The loss of every step, the seconds that all took (over all resumed parts), and the median step in milliseconds."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    step_ms: float = 0.0
+
+
+class Trainer:
+    """Trains the trainable parameters of a classifier.
+
+    Args:
+        model: called with (input_ids, attention_mask, token_type_ids); gives logits.
+        dataset: the encoded training rows.
+        pad_id: the token that fills a batch up.
+        config: how to train.
+        checkpoint: where to keep the state, so that the same call resumes; None for nowhere.
+        identity: what else must be the same for a checkpoint to fit (JSON-able), e.g. the model's name and the seed.
+        on_step: called after each step with (steps done, steps in all, the loss as an array of the backend).
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        dataset: EncodedSet,
+        pad_id: int,
+        config: TrainingConfig,
+        checkpoint: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        on_step: Callable[[int, int, Array], None] | None = None,
+    ) -> None:
+        self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
+        self.checkpoint, self.on_step = checkpoint, on_step
+        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.steps_per_epoch = -(-len(dataset) // config.batch_size)
+        self.total = config.epochs * self.steps_per_epoch
+        shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        settings = {k: v for k, v in asdict(config).items() if k != "checkpoint_seconds"}
+        self.run_record = {"config": settings, "rows": len(dataset), "trained": shapes, "identity": identity or {}}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean cross-entropy of a batch, as a scalar Tensor."""
+        logits = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return functional.cross_entropy(logits, batch.labels)
+
+    def batches(self, epoch: int) -> list[Any]:
+        """The rows of each step of an epoch: a function of (seed, epoch)."""
+        return bucketed_order(self.dataset.lengths, self.config.batch_size, random.generator("data", epoch))
+
+    def first_batch(self) -> Batch:
+        """The batch of step 0."""
+        return collate(self.dataset, self.batches(0)[0], self.pad_id)
+
+    def run(self) -> TrainingResult:
+        """Train, or go on where the checkpoint stands; the checkpoint file stays for the caller to remove.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the state after the last whole step is in the checkpoint.
+            UserError: the checkpoint is damaged or of another run; or the loss is not finite.
+        """
+        step, result = self._resume()
+        times: list[float] = []
+        losses: list[Array] = []  # on the device, fetched at the end of an epoch or at a checkpoint
+        started = last_save = time.perf_counter()
+        self.model.train()
+        with interrupt_between_steps() as interrupted:
+            for epoch in range(step // self.steps_per_epoch, self.config.epochs):
+                for indices in self.batches(epoch)[step - epoch * self.steps_per_epoch :]:
+                    began = time.perf_counter()
+                    losses.append(self._step(step, collate(self.dataset, indices, self.pad_id)))
+                    now = time.perf_counter()
+                    times.append(now - began)
+                    step += 1
+                    if self.on_step is not None:
+                        self.on_step(step, self.total, losses[-1])
+                    ends = step % self.steps_per_epoch == 0
+                    due = now - last_save > self.config.checkpoint_seconds
+                    if ends or due or interrupted():
+                        self._fetch(losses, result, step)
+                        result.seconds += now - started
+                        started = last_save = now
+                        if step < self.total:
+                            self._save(step, result)
+                    if interrupted():
+                        raise KeyboardInterrupt
+        result.step_ms = 1000 * statistics.median(times) if times else result.step_ms
+        self.model.eval()
+        return result
+
+    def _step(self, step: int, batch: Batch) -> Array:
+        random.at_step(step)
+        config, optimizer = self.config, self.optimizer
+        optimizer.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()
+        if config.clip:
+            clip_grad_norm(optimizer.flat.grad, config.clip)
+        optimizer.step(config.lr * SCHEDULES[config.schedule](step, self.total, round(config.warmup * self.total)))
+        return loss.data
+
+    def _fetch(self, losses: list[Array], result: TrainingResult, step: int) -> None:
+        result.losses += [float(active().to_numpy(loss)) for loss in losses]
+        losses.clear()
+        if not result.losses[-1] < float("inf"):  # also catches NaN
+            raise UserError(f"The loss is {result.losses[-1]} at step {step}: training diverged. Lower the learning rate.")
+
+    def _save(self, step: int, result: TrainingResult) -> None:
+        if self.checkpoint is not None:
+            record = {"run": self.run_record, "step": step, "losses": result.losses, "seconds": result.seconds}
+            save_checkpoint(self.checkpoint, self.optimizer.state_dict(), record)
+
+    def _resume(self) -> tuple[int, TrainingResult]:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return 0, TrainingResult()
+        arrays, record = load_checkpoint(self.checkpoint, self.run_record)
+        self.optimizer.load_state_dict(arrays, record["step"])
+        return record["step"], TrainingResult(list(record["losses"]), float(record["seconds"]))
