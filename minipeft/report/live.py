@@ -1,0 +1,121 @@
+"""The table that grows on the terminal while `minipeft compare` runs, and the one that stays when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from minipeft.experiments.compare import Progress
+from minipeft.experiments.methods import MethodSpec
+from minipeft.report.summary import Summary, family_name
+
+
+class LiveTable:
+    """Shows every cell of a comparison as waiting, running (a bar, the loss, the time left) or done (its results).
+
+    Where the output is not a terminal, a line is printed for every cell that is finished.
+    """
+
+    def __init__(self, console: Console, specs: Sequence[MethodSpec], seeds: int) -> None:
+        self.console = console
+        self.cells = [(spec, seed) for seed in range(seeds) for spec in specs]
+        self.state: dict[int, Progress] = {}
+        self.losses: dict[int, float] = {}
+        self.began: dict[int, tuple[float, int]] = {}
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.table, transient=True)
+
+    def __enter__(self) -> LiveTable:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Take in what the comparison tells."""
+        self.state[progress.index] = progress
+        self.began.setdefault(progress.index, (time.monotonic(), progress.step))
+        if progress.loss is not None:
+            self.losses[progress.index] = progress.loss
+        if progress.row is not None and not self.console.is_terminal:
+            row = progress.row
+            self.console.print(
+                f"[{progress.index + 1}/{progress.cells}] {progress.spec.name}, seed {progress.seed}: "
+                f"accuracy {100 * row['accuracy']:.1f} %, {row['trainable_params']:,} trainable, "
+                f"{row['train_seconds']:.0f} s",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def table(self) -> Table:
+        """The table as it stands."""
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("method", "seed", "trainable", "progress", "loss", "accuracy", "step"):
+            table.add_column(name, justify="left" if name in ("method", "progress") else "right")
+        for index, (spec, seed) in enumerate(self.cells):
+            progress = self.state.get(index)
+            name = Text(f"{family_name(spec.family)} {spec.setting}".rstrip())
+            if progress is None:
+                table.add_row(name, str(seed), *[Text("·", style="dim")] * 5, style="dim")
+            elif progress.row is None:
+                loss = f"{self.losses[index]:.3f}" if index in self.losses else ""
+                bar = Table.grid(padding=(0, 1, 0, 0))
+                bar.add_row(ProgressBar(total=progress.steps, completed=progress.step, width=24), self._left(progress))
+                table.add_row(name, str(seed), "", bar, loss, "", "")
+            else:
+                row = progress.row
+                table.add_row(
+                    name,
+                    str(seed),
+                    f"{row['trainable_params']:,}",
+                    Text(f"done in {row['train_seconds']:.0f} s", style="green"),
+                    row["loss_curve"].rpartition(":")[2][:5],
+                    f"{100 * row['accuracy']:.1f} %",
+                    f"{row['step_ms']:.0f} ms",
+                )
+        return table
+
+    def _left(self, progress: Progress) -> str:
+        began, first = self.began[progress.index]
+        steps = progress.step - first
+        if steps < 2:
+            return f"{progress.step}/{progress.steps}"
+        left = (progress.steps - progress.step) * (time.monotonic() - began) / steps
+        return f"{progress.step}/{progress.steps}, {left:.0f} s left"
+
+
+def results_table(cells: Sequence[Summary]) -> Table:
+    """The results, a row for each method and setting, averaged over seeds."""
+    seeds = max(cell.n for cell in cells)
+    title = f"mean over {seeds} seeds ± standard deviation" if seeds > 1 else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("trainable", "%", "accuracy", "ms/step", "activ. MB", "optim. MB", "saved MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        mean: Any = cell.mean
+        spread = f" ± {100 * cell.sd['accuracy']:.1f}" if cell.n > 1 else ""
+        table.add_row(
+            cell.label,
+            f"{mean['trainable_params']:,.0f}",
+            f"{mean['trainable_percent']:.3g}",
+            f"{100 * mean['accuracy']:.1f}{spread} %",
+            f"{mean['step_ms']:.0f}",
+            f"{mean['activation_mb']:.1f}",
+            f"{mean['optimizer_mb']:.1f}",
+            f"{mean['saved_mb']:.1f}",
+        )
+    return table
