@@ -99,6 +99,60 @@ def compare(
 
 
 @app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="As in compare's --methods, e.g. lora:8.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where to keep the result; a rerun goes on where it was.")],
+    model: Annotated[str, typer.Option(help="A known name (minilm) or a Hugging Face folder.")] = "minilm",
+    task: Annotated[str, typer.Option(help="A known task, or a .csv or .jsonl with text and label.")] = "sarcasm",
+    train_size: Annotated[int, typer.Option(help="Rows to train on.")] = 1000,
+    test_size: Annotated[int, typer.Option(help="Rows to test on.")] = 1000,
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own when left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head's start, the data's order, and the method's start.")] = 0,
+) -> None:
+    """Fine-tune by one method and keep what was trained: OUT/adapter holds it (for LoRA in Hugging Face PEFT's format).
+
+    Example: `minipeft train lora:8 --task tweets --train-size 5000 --out runs/tweets-lora`
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.methods import parse_method
+    from minipeft.experiments.single import ADAPTER, train_one
+
+    spec = parse_method(method, lr)
+    settings = Settings(model, task, train_size, test_size, epochs)
+    columns = (TextColumn(spec.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=err) as progress:
+            bar = progress.add_task("", total=None)
+            score = train_one(
+                settings, spec, seed, out_folder, lambda step, steps, _: progress.update(bar, completed=step, total=steps)
+            )
+    except KeyboardInterrupt:
+        err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    out.print(f"accuracy {100 * score.accuracy:.1f} %, loss {score.loss:.3f}; saved to {out_folder / ADAPTER}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="The --out of `minipeft train`.")],
+    task: Annotated[str | None, typer.Option(help="Another task with as many classes; its own when left out.")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Rows to test on; as in training when left out.")] = None,
+) -> None:
+    """Score what `minipeft train` saved.
+
+    Example: `minipeft evaluate runs/tweets-lora --test-size 5000`
+    """
+    from minipeft.experiments.single import evaluate_run
+
+    with err.status("Evaluating ..."):
+        score = evaluate_run(folder, task, test_size)
+    out.print(f"accuracy {100 * score.accuracy:.1f} %, loss {score.loss:.3f}, {len(score.predictions)} rows")
+
+
+@app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Assets to fetch; none for a list of them.")] = None,
 ) -> None:

@@ -5,11 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from minipeft.backend import random
 from minipeft.data import fetch
 from minipeft.errors import UserError
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes more than ten seconds; run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed() -> None:
+    """Every test starts from root seed 0, whichever ran before it."""
+    random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """torch on one thread, so that its pool does not fight with NumPy's; the test is skipped where it is not installed."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(1)
+    return module
 
 
 @cache

@@ -93,7 +93,7 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduct
         targets: integer array (...); entries equal to `ignore_index` count for nothing.
 
     Raises:
-        UserError: the shapes do not fit, a class is out of range, or every target is ignored.
+        UserError: the shapes do not fit, a class is no integer or out of range, or every target is ignored.
     """
     backend = active()
     classes = logits.shape[-1]
@@ -127,7 +127,7 @@ def embedding(weight: Tensor, ids: Any) -> Tensor:
     """Rows of a table: (vocab, d) and integer ids (...) -> (..., d).
 
     Raises:
-        UserError: an id is negative or not below vocab.
+        UserError: an id is no integer, negative, or not below vocab.
     """
     backend = active()
     check_range("token id", backend.to_numpy(ids), weight.shape[0])
@@ -218,7 +218,12 @@ def attention(
 
 
 def check_range(what: str, ids: Any, limit: int) -> None:
-    """Refuse ids outside [0, limit): negative ones would count from the end, and a GPU wraps the others silently."""
+    """Refuse ids outside [0, limit): negative ones would count from the end, and a GPU wraps the others silently.
+
+    Ids of another dtype are refused as well: an array of booleans would pick rows as a mask.
+    """
+    if ids.dtype.kind not in "iu":
+        raise UserError(f"{what}: integers are needed, not {ids.dtype}.")
     if ids.size and (ids.min() < 0 or ids.max() >= limit):
         bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
         raise UserError(f"{what} {bad} is out of range; valid ones are 0 to {limit - 1}.")

@@ -115,7 +115,7 @@ def tanh(a: Tensor) -> Tensor:
 def relu(a: Tensor) -> Tensor:
     """max(a, 0)."""
     positive = a.data > 0
-    return record(a.data * positive, (a, lambda g: g * positive))
+    return record(active().xp.maximum(a.data, 0), (a, lambda g: g * positive))
 
 
 # ---- matrix product

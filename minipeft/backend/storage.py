@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
     """All tensors of a safetensors file (bfloat16 and float16 become float32), and the file's metadata.
 
     Raises:
-        UserError: the file is missing, truncated, not safetensors, or holds a tensor of an unknown dtype or with a
-            NaN or an infinity in it; the message names the file and the tensor.
+        UserError: the file is missing, unreadable, truncated, not safetensors, or holds a tensor of an unknown dtype
+            or with a NaN or an infinity in it; the message names the file and the tensor.
     """
     path = Path(path)
     try:
@@ -32,6 +33,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
         metadata = _metadata(content)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}). It may have been cut short: fetch or save it again."
@@ -47,13 +50,14 @@ def write_tensors(
 ) -> int:
     """Write NumPy arrays to a safetensors file, atomically; returns its size in bytes."""
     with atomic_path(path) as temporary:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         with disk_errors(Path(path)):
             try:
                 safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata or {}) or None)
             except safetensors.SafetensorError as error:  # its I/O errors carry the errno only as text
-                if "os error 28" in str(error).lower() or "no space" in str(error).lower():
-                    raise OSError(28, "No space left on device") from error
+                if found := re.search(r"\(os error (\d+)\)", str(error)):
+                    code = int(found[1])
+                    raise OSError(code, os.strerror(code)) from error
                 raise
         return temporary.stat().st_size
 

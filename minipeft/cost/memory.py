@@ -6,6 +6,7 @@ itself. The allocator's peak comes from `tracemalloc`, to which NumPy reports ev
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,12 +39,16 @@ def activation_bytes(loss: Tensor, model: Module) -> int:
 
 
 def measure_step(model: Module, loss_of: Callable[[], Tensor]) -> StepCost:
-    """Run one forward and backward pass and measure it. Gradients are added to `grad`, as in any backward pass.
+    """Run a forward and backward pass twice and measure the second. Gradients are added to `grad`, as in any backward pass.
+
+    The first run is for what is done once a process (imports, caches): the figures do not depend on what ran before.
 
     Args:
         model: whose parameters do not count as activations.
         loss_of: computes the loss (a scalar) of the batch that stands for the others.
     """
+    loss_of().backward()
+    gc.collect()
     tracing = tracemalloc.is_tracing()
     if not tracing:
         tracemalloc.start()

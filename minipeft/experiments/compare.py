@@ -82,7 +82,7 @@ def compare(
         raise UserError(f"--seeds {seeds}: a run needs 1 seed or more.")
     set_backend(settings.backend)
     task = load_task(settings.task)
-    _check_sizes(settings, task)
+    check_sizes(settings, task)
     folder = RunFolder(
         out,
         dataclasses.asdict(settings),
@@ -94,7 +94,7 @@ def compare(
     missing = [spec for spec in specs if any((spec.family, spec.setting, s) not in finished for s in range(seeds))]
     for spec in missing:  # a wrong K or target fails now, not after an hour
         build(settings, task, spec, seed=0)
-    data = _encode(settings, task) if missing else None
+    data = encode(settings, task) if missing else None
     for index, (key, spec) in enumerate(cells.items()):
         seed = key[2]
         if key not in finished:
@@ -131,7 +131,7 @@ def _run_cell(
             listener(Progress(spec, seed, *position, step, steps, looked))
 
     model = build(settings, task, spec, seed)
-    pad_id = _tokenizer(model).pad_id
+    pad_id = tokenizer_of(model).pad_id
     config = TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size)
     identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
     trainer = Trainer(model, data[0], pad_id, config, _checkpoint(out, spec, seed), identity, on_step)
@@ -153,8 +153,8 @@ def _run_cell(
         "test_loss": round(score.loss, 6),
         "train_seconds": round(result.seconds, 3),
         "step_ms": round(result.step_ms, 2),
-        "forward_gflop": round(cost.forward_flops / 1e9, 3),
-        "backward_gflop": round(cost.backward_flops / 1e9, 3),
+        "forward_gflop": round(cost.forward_flops / 1e9, 6),
+        "backward_gflop": round(cost.backward_flops / 1e9, 6),
         "activation_mb": round(cost.activations / MB, 3),
         "peak_mb": round(cost.peak / MB, 1),
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
@@ -174,8 +174,9 @@ def _curve(losses: list[float]) -> str:
     return ";".join(points)
 
 
-def _encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
-    tokenizer = _tokenizer(load_model(settings.model, labels=task.labels))
+def encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
+    """The training and the test rows, as the model's tokenizer reads them."""
+    tokenizer = tokenizer_of(load_model(settings.model, labels=task.labels))
     train, test = task.head("train", settings.train_size), task.head("test", settings.test_size)
     return (
         encode_examples(tokenizer, train, settings.max_length),
@@ -183,14 +184,16 @@ def _encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
     )
 
 
-def _tokenizer(model: Any) -> Any:
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer of a model, with or without a method attached. Raises UserError when its folder has none."""
     tokenizer = getattr(model, "tokenizer", None) or getattr(getattr(model, "model", None), "tokenizer", None)
     if tokenizer is None:
         raise UserError("The model's folder has no tokenizer.json or vocab.txt, so its texts cannot be read.")
     return tokenizer
 
 
-def _check_sizes(settings: Settings, task: Task) -> None:
+def check_sizes(settings: Settings, task: Task) -> None:
+    """Raises UserError when the task has fewer rows than asked for, or another number cannot be."""
     task.head("train", settings.train_size)
     task.head("test", settings.test_size)
     if settings.epochs < 1 or settings.batch_size < 1 or settings.max_length < 4:

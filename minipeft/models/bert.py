@@ -132,19 +132,29 @@ def bert_config(hf: Mapping[str, Any], dropout: float | None = None) -> Transfor
 
 
 def hf_names(model: Transformer) -> dict[str, str]:
-    """Our name of every parameter -> Hugging Face's, with the `bert.` prefix that a model with a head has in its files."""
+    """Our name of every parameter -> Hugging Face's, with the `bert.` prefix that a model with a head has in its files.
+
+    Raises:
+        UserError: a method is attached to the model, so that it is not a plain BERT.
+    """
     names = {}
     for ours, _ in model.named_parameters():
         part, _, leaf = ours.rpartition(".")
-        if part.startswith("blocks."):
-            _, n, name = part.split(".")
-            theirs = f"encoder.layer.{n}.{BLOCK[name]}"
-        else:
-            theirs = {**EMBED, **HEAD}[part]
-        if leaf == "weight" or leaf == "bias":
-            prefix = "bert." if model.head is not None and part != "head.classifier" else ""
-            names[ours] = f"{prefix}{theirs}.{leaf}"
+        try:
+            names[ours] = f"{hf_part(part, model.head is not None)}.{leaf}"
+        except KeyError:
+            raise UserError(f"{ours} is no part of a BERT: merge_and_unload() the method before saving the model.") from None
     return names
+
+
+def hf_part(part: str, has_head: bool) -> str:
+    """Our name of a layer ("blocks.0.q_proj") -> Hugging Face's. Raises KeyError for one that a BERT does not have."""
+    if part.startswith("blocks."):
+        _, n, name = part.split(".", 2)
+        theirs = f"encoder.layer.{n}.{BLOCK[name]}"
+    else:
+        theirs = {**EMBED, **HEAD}[part]
+    return f"bert.{theirs}" if has_head and part != "head.classifier" else theirs
 
 
 def _is_linear(ours: str) -> bool:

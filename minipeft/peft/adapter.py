@@ -97,6 +97,7 @@ class AdapterMethod(Method):
 
     def __init__(self, model: Transformer, config: AdapterConfig) -> None:
         self.owner = (model,)
+        self.train_norms = config.train_norms
         rng = random.stream("init")
         model.blocks = [AdapterBlock(block, config, rng) for block in model.blocks]
         if config.train_norms:
@@ -106,6 +107,8 @@ class AdapterMethod(Method):
 
     def enable(self, on: bool) -> None:
         """Skip the adapters, or not."""
+        if not on and self.train_norms:
+            raise UserError("Adapters with train_norms train the base's own norms: the base cannot be had back.")
         for block in self.owner[0].blocks:
             if isinstance(block, AdapterBlock):
                 block.enabled = on

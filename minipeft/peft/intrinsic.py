@@ -9,7 +9,7 @@ are counted in d. The smallest d that reaches 90 % of full fine-tuning's score i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,8 +60,8 @@ class IntrinsicMethod(Method):
 
     def __init__(self, model: Module, config: IntrinsicConfig) -> None:
         self.owner = (model,)
-        self.places = _places(model, config.scope)  # (module, attribute, θ₀) of each parameter tensor
-        self.D = sum(p.numel() for _, _, p in self.places)
+        self.places = _places(model, config.scope)  # θ₀ and its (module, attribute), of each parameter tensor
+        self.D = sum(p.numel() for p, _ in self.places)
         m = len(self.places) if config.structure_aware else 0
         if config.d <= m:
             raise UserError(f"d={config.d}: SAID spends one of d on each of {m} parameter tensors; choose d > {m}.")
@@ -74,12 +74,12 @@ class IntrinsicMethod(Method):
         self.enabled = True
         self._cache: tuple[bytes, list[Tensor]] | None = None
 
-    def run(self, model: Module, *inputs: Any) -> Tensor:
+    def run(self, model: Module, *inputs: Any, **options: Any) -> Tensor:
         """The forward pass with θ in the place of θ₀."""
         if not self.enabled or self.theta_0 is not None:
-            return model(*inputs)
+            return model(*inputs, **options)
         with self._installed(self._theta()):
-            return model(*inputs)
+            return model(*inputs, **options)
 
     def _theta(self) -> list[Tensor]:
         """θ₀ + θ_d M, cut into the parameter tensors. Without gradients, an unchanged θ_d gives the same tensors again."""
@@ -95,7 +95,7 @@ class IntrinsicMethod(Method):
         M = self.projection
         change = record(M.forward(self.theta_d.data), (self.theta_d, M.backward))  # (D,)
         theta, start = [], 0
-        for i, (_, _, theta_0) in enumerate(self.places):
+        for i, (theta_0, _) in enumerate(self.places):
             piece = change[start : start + theta_0.numel()].reshape(*theta_0.shape)
             if self.strength is not None:
                 piece = piece * self.strength[i]
@@ -105,13 +105,16 @@ class IntrinsicMethod(Method):
 
     @contextlib.contextmanager
     def _installed(self, theta: list[Tensor]) -> Iterator[None]:
-        for (module, name, _), tensor in zip(self.places, theta, strict=True):
-            setattr(module, name, tensor)
+        self._install(theta)
         try:
             yield
         finally:
-            for module, name, theta_0 in self.places:
-                setattr(module, name, theta_0)
+            self._install([theta_0 for theta_0, _ in self.places])
+
+    def _install(self, tensors: Sequence[Tensor]) -> None:
+        for (_, homes), tensor in zip(self.places, tensors, strict=True):
+            for module, name in homes:
+                setattr(module, name, tensor)
 
     def enable(self, on: bool) -> None:
         """Compute with θ, or with θ₀."""
@@ -121,30 +124,30 @@ class IntrinsicMethod(Method):
         """Write θ into the weights. Copies of θ₀ are kept for `unmerge`; a second call changes nothing."""
         if self.theta_0 is None:
             theta = [tensor.data for tensor in self._compute()]
-            self.theta_0 = [parameter.data.copy() for _, _, parameter in self.places]
-            for (_, _, parameter), values in zip(self.places, theta, strict=True):
+            self.theta_0 = [parameter.data.copy() for parameter, _ in self.places]
+            for (parameter, _), values in zip(self.places, theta, strict=True):
                 parameter.data[...] = values
 
     def unmerge(self) -> None:
         """Write θ₀ back, to the last bit."""
         if self.theta_0 is not None:
-            for (_, _, parameter), values in zip(self.places, self.theta_0, strict=True):
+            for (parameter, _), values in zip(self.places, self.theta_0, strict=True):
                 parameter.data[...] = values
             self.theta_0 = None
 
 
-def _places(model: Module, scope: str | tuple[str, ...]) -> list[tuple[Module, str, Parameter]]:
-    """Where each parameter of the scope hangs, in the model's order; a tied one is moved at its first place."""
+def _places(model: Module, scope: str | tuple[str, ...]) -> list[tuple[Parameter, list[tuple[Module, str]]]]:
+    """Each parameter of the scope, in the model's order, and where it hangs: in several places when it is tied."""
     roots = [model] if scope == "all" else list(match_modules(model, scope).values())
     head = getattr(model, "head", None)
-    seen = {id(p) for p in head.parameters()} if isinstance(head, Module) else set()
-    places = []
-    for root in roots:
-        for _, module in root.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter) and id(value) not in seen:
-                    seen.add(id(value))
-                    places.append((module, name, value))
+    outside = {id(p) for p in head.parameters()} if isinstance(head, Module) else set()
+    places: dict[int, tuple[Parameter, list[tuple[Module, str]]]] = {
+        id(p): (p, []) for root in roots for p in root.parameters() if id(p) not in outside
+    }
     if not places:
         raise UserError(f"The scope {scope!r} holds no parameters to move.")
-    return places
+    for _, module in model.named_modules():
+        for name, value in vars(module).items():
+            if id(value) in places:
+                places[id(value)][1].append((module, name))
+    return list(places.values())

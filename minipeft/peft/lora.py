@@ -76,7 +76,7 @@ class LoRALinear(Module):
             start = rng.standard_normal((d_in, config.r), dtype="float32") / config.r
         else:
             start = rng.uniform(-1, 1, (d_in, config.r)).astype("float32") / math.sqrt(d_in)
-        self.A = Parameter(active().asarray(start, dtype=linear.weight.dtype))
+        self.A = Parameter(active().asarray(start))
         self.B = constant((config.r, d_out), 0.0)
         self.scale, self.dropout = config.scale, config.lora_dropout
         self.enabled = True
@@ -108,20 +108,24 @@ class LoraMethod(Method):
 
     def __init__(self, model: Module, targets: dict[str, Module], config: LoraConfig) -> None:
         self.owner = (model,)  # a tuple, so that the model's parameters are not listed twice
+        self.bias = config.bias
         self.layers: dict[str, LoRALinear] = {}
         rng = random.stream("init")
         for name, linear in targets.items():
             assert isinstance(linear, Linear)
             self.layers[name] = LoRALinear(linear, config, rng)
-            model.set_submodule(name, self.layers[name])
-            if config.bias == "lora_only" and linear.bias is not None:
-                linear.bias.requires_grad = True
+        for name, layer in self.layers.items():  # only now: a rank that does not fit leaves the model as it was
+            model.set_submodule(name, layer)
+            if config.bias == "lora_only" and layer.linear.bias is not None:
+                layer.linear.bias.requires_grad = True
         if config.bias == "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad |= name.endswith(".bias")
 
     def enable(self, on: bool) -> None:
         """Skip the branches X A B, or not."""
+        if not on and self.bias != "none":
+            raise UserError(f"LoRA with bias={self.bias!r} trains the base's own biases: the base cannot be had back.")
         for layer in self.layers.values():
             layer.enabled = on
 

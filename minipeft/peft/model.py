@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from minipeft.autograd import Tensor
 from minipeft.autograd.tensor import grad_enabled
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter
+from minipeft.peft import io
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Method(Module):
     merge, and no way to switch it off. Methods that add something override all five.
     """
 
-    def run(self, model: Module, *inputs: Any) -> Tensor:
+    def run(self, model: Module, *inputs: Any, **options: Any) -> Tensor:
         """The model's forward pass with the method in it."""
-        return model(*inputs)
+        return model(*inputs, **options)
 
     def enable(self, on: bool) -> None:
         """Switch the method on or off; off, the model computes what the base does, to the last bit."""
@@ -88,18 +90,25 @@ class PeftModel(Module):
         for parameter in model.parameters():
             parameter.requires_grad = False
             parameter.grad = None
+        dtype = next((parameter.dtype for parameter in model.parameters()), None)
+        self.base_shapes = io.base_shapes(model)
         self.model = model
         self.config = config
         self.method = config.attach(model)
         self.merged = False
+        self.switched_off = False
         for parameter in config.head_parameters(model):
             parameter.requires_grad = True
+        for parameter in self.parameters():
+            if parameter.dtype != dtype:  # new ones are made as float32
+                parameter.data = parameter.data.astype(dtype)
+        vars(model)["carries_method"] = True
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """As the base model's."""
         if self.merged and self.training and grad_enabled():
             raise UserError("The method is merged into the weights and cannot be trained; call unmerge_adapter() first.")
-        return self.method.run(self.model, *inputs)
+        return self.method.run(self.model, *inputs, **options)
 
     def trainable_parameters(self) -> dict[str, Parameter]:
         """The parameters that are trained, by name: those of the head, those of the method, and no others."""
@@ -130,13 +139,19 @@ class PeftModel(Module):
         """Merge, remove every trace of the method, and return the plain model."""
         self.merge_adapter()
         self.method.unload()
+        vars(self.model).pop("carries_method", None)
         return self.model
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the model computes what its base does (with the head as trained), merged or not."""
-        was_merged = self.merged
+        """Inside, the model computes what its base does (with the head as trained), merged or not.
+
+        Raises:
+            UserError: the method trains the base's own weights, so there is no base left to go back to.
+        """
+        was_merged, was_off = self.merged, self.switched_off
         self.method.enable(False)
+        self.switched_off = True
         try:
             if was_merged:
                 self.unmerge_adapter()
@@ -144,7 +159,31 @@ class PeftModel(Module):
         finally:
             if was_merged:
                 self.merge_adapter()
-            self.method.enable(True)
+            if not was_off:  # inside another `disable_adapter` it stays off
+                self.method.enable(True)
+                self.switched_off = False
+
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapter_config.json and adapter_model.safetensors: the method and the head, see `io.py`."""
+        io.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, model: Module, folder: str | Path) -> PeftModel:
+        """Attach to `model` what `save_pretrained` wrote (for LoRA, also what Hugging Face PEFT wrote).
+
+        Raises:
+            UserError: the files are missing or damaged, or were made for another model.
+        """
+        kinds = {kind.peft_type: kind for kind in _subclasses(PeftConfig) if kind.peft_type}
+        peft = get_peft_model(model, io.load_config(folder, kinds))
+        io.load_weights(peft, folder)
+        return peft
+
+
+def _subclasses(kind: type[PeftConfig]) -> list[type[PeftConfig]]:
+    """Every config class there is, those of your own included."""
+    return [k for direct in kind.__subclasses__() for k in (direct, *_subclasses(direct))]
 
 
 def get_peft_model(model: Module, config: PeftConfig) -> PeftModel:
@@ -155,7 +194,7 @@ def get_peft_model(model: Module, config: PeftConfig) -> PeftModel:
     Raises:
         UserError: the model carries a method already, or a setting does not fit it.
     """
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) or vars(model).get("carries_method"):
         raise UserError("This model carries a method already; call merge_and_unload() on it first.")
     return PeftModel(model, config)
 

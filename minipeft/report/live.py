@@ -101,9 +101,9 @@ def results_table(cells: Sequence[Summary]) -> Table:
     """The results, a row for each method and setting, averaged over seeds."""
     seeds = max(cell.n for cell in cells)
     title = f"mean over {seeds} seeds ± standard deviation" if seeds > 1 else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ("trainable", "%", "accuracy", "ms/step", "activ. MB", "optim. MB", "saved MB"):
+    for name in ("trainable", "%", "accuracy", "step\nms", "activ.\nMB", "optim.\nMB", "saved\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         mean: Any = cell.mean
