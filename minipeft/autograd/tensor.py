@@ -110,13 +110,17 @@ class Tensor:
         The tape is freed as the gradient passes: a second call on the same graph is an error.
 
         Raises:
-            UserError: this tensor is not a scalar and no `gradient` is given, or nothing below needs a gradient,
-                or the graph has been used already.
+            UserError: this tensor is not a scalar and no `gradient` is given, or that has another shape,
+                or nothing below needs a gradient, or the graph has been used already.
         """
         if gradient is None:
             if self.data.size != 1:
                 raise UserError(f"backward() starts from a scalar; this tensor has shape {self.shape}. Sum it first.")
             gradient = active().xp.ones_like(self.data)
+        elif tuple(gradient.shape) != self.shape:
+            raise UserError(
+                f"backward: a gradient of shape {tuple(gradient.shape)} for a tensor of shape {self.shape}."
+            )
         if not self.requires_grad:
             raise UserError("Nothing below this tensor requires a gradient, so there is nothing to differentiate.")
         _backward(self.node if self.node is not None else self, gradient)
@@ -237,6 +241,9 @@ def record(value: Array, *edges: tuple[Any, Vjp]) -> Tensor:
     A parent that is not a Tensor, or needs no gradient, is dropped together with what its vjp would have kept.
     A parent may be a tuple of Tensors with one joint vjp, which returns a tuple (None where none is needed).
     A vjp may return its gradient before broadcasting is undone: the tape sums it to the parent's shape.
+
+    Raises:
+        UserError: the result has another dtype than a parent that needs a gradient.
     """
     out = Tensor(value)
     if not _grad_enabled.get():
@@ -244,10 +251,10 @@ def record(value: Array, *edges: tuple[Any, Vjp]) -> Tensor:
     kept: list[tuple[Target, Vjp]] = []
     for parent, vjp in edges:
         if isinstance(parent, tuple):
-            targets = tuple(_target(p) for p in parent)
+            targets = tuple(_target(p, out) for p in parent)
             if any(target is not None for target in targets):
                 kept.append((targets, vjp))
-        elif (target := _target(parent)) is not None:
+        elif (target := _target(parent, out)) is not None:
             kept.append((target, vjp))
     if kept:
         out.requires_grad = True
@@ -255,9 +262,14 @@ def record(value: Array, *edges: tuple[Any, Vjp]) -> Tensor:
     return out
 
 
-def _target(parent: Any) -> Node | Tensor | None:
+def _target(parent: Any, out: Tensor) -> Node | Tensor | None:
     if not isinstance(parent, Tensor) or not parent.requires_grad:
         return None
+    if parent.dtype != out.dtype:
+        raise UserError(
+            f"An op turned a {parent.dtype} tensor into {out.dtype}: the other argument is of another dtype. "
+            f"Convert it with .astype({str(parent.dtype)!r}); Python numbers need no conversion."
+        )
     return parent.node if parent.node is not None else parent
 
 

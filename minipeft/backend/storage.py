@@ -78,5 +78,7 @@ def _to_array(path: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
     else:
         raise UserError(f"{path}: tensor {name!r} has dtype {dtype}; known: BF16, {', '.join(DTYPES)}.")
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        raise UserError(f"{path}: tensor {name!r} holds a NaN or an infinity; the file is damaged or training diverged.")
+        raise UserError(
+            f"{path}: tensor {name!r} holds a NaN or an infinity; the file is damaged or training diverged."
+        )
     return array

@@ -331,7 +331,9 @@ def test_dropout_mask_is_the_base_formulas_bit_for_bit(shape, p, key):
 
 @pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
 def test_dropout_mask_does_not_depend_on_the_blocks(size):
-    np.testing.assert_array_equal(FAST.dropout_mask((size,), 0.3, 2**40 + 5), PLAIN.dropout_mask((size,), 0.3, 2**40 + 5))
+    np.testing.assert_array_equal(
+        FAST.dropout_mask((size,), 0.3, 2**40 + 5), PLAIN.dropout_mask((size,), 0.3, 2**40 + 5)
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-3, 0.1, 0.5, 0.9, 1 - 1e-12])

@@ -115,7 +115,9 @@ def test_a_number_that_is_none_is_refused_by_name(tmp_path, value, dtype):
         content = (array.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
     else:
         content = array.astype(DTYPES[dtype]).tobytes()
-    path = raw_file(tmp_path / "bad.safetensors", [("fine", "I8", [1], b"\x01"), ("broken.weight", dtype, [7], content)])
+    path = raw_file(
+        tmp_path / "bad.safetensors", [("fine", "I8", [1], b"\x01"), ("broken.weight", dtype, [7], content)]
+    )
     with pytest.raises(UserError, match=r"bad\.safetensors.*'broken\.weight'.*NaN or an infinity"):
         read_tensors(path)
 
@@ -211,9 +213,7 @@ def test_a_full_disk_is_a_user_error_and_leaves_the_old_file(tmp_path, monkeypat
     def fill(tensors, target, metadata=None):
         if kind == "system":
             raise OSError(code, os.strerror(code))
-        raise safetensors.SafetensorError(
-            f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})"
-        )
+        raise safetensors.SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fill)
     with pytest.raises(UserError, match="No space left on the disk"):

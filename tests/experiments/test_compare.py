@@ -75,24 +75,28 @@ def test_the_task_can_be_learnt(world, tmp_path):
     assert lora > 0.7
 
 
+RUN = """
+import os, signal, sys, threading
+from pathlib import Path
+from minipeft.experiments.compare import Settings, compare
+from minipeft.experiments.methods import parse_methods
+model, task, methods, out, seconds = sys.argv[1:]
+if float(seconds):
+    threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+compare(Settings(model, task, 200, 60, 3, 8, 16), parse_methods(methods), 1, Path(out))
+"""
+
+
 def test_killed_at_any_point_and_started_again_it_ends_with_the_same_results(world, tmp_path):
-    command = [sys.executable, "-m", "minipeft", "compare", "--model", world[0], "--task", world[1]]
-    command += ["--train-size", "200", "--test-size", "60", "--epochs", "3", "--batch-size", "8", "--max-length", "16"]
-    command += ["--methods", METHODS, "--out"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, tmp_path / "whole"], check=True, **quiet)
-    rng, kills = random.Random(5), 0
-    while True:
-        process = subprocess.Popen([*command, tmp_path / "killed"], **quiet)
-        try:
-            status = process.wait(timeout=1.0 + 1.5 * rng.random()) if kills < 5 else process.wait(timeout=120)
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert status == 0
-    assert kills >= 2, "the run was too short to be killed"
+    def start(out, kill_after):
+        arguments = [*world, METHODS, tmp_path / out, str(kill_after)]
+        return subprocess.run([sys.executable, "-c", RUN, *arguments], stderr=subprocess.DEVNULL).returncode
+
+    assert start("whole", 0) == 0
+    rng = random.Random(5)
+    statuses = [start("killed", rng.uniform(0.05, 0.6)) for _ in range(8)]
+    assert statuses.count(-signal.SIGKILL) >= 3, statuses
+    assert start("killed", 0) == 0
     assert read(tmp_path / "killed" / "results.csv") == read(tmp_path / "whole" / "results.csv")
 
 

@@ -144,22 +144,22 @@ def test_the_same_seed_is_the_same_M_and_another_seed_another(kind: str) -> None
 
 @every_kind
 def test_pitfall_the_global_random_state_is_neither_read_nor_written(kind: str) -> None:
-    before = np.random.get_state()  # noqa: NPY002
+    before = np.random.get_state()
     try:
         made = []
         for seed in (1, 2):
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed)
             mp.seed(seed)  # nor our own root seed
-            state = np.random.get_state()  # noqa: NPY002
+            state = np.random.get_state()
             m = get_peft_model(tiny_model(), IntrinsicConfig(d=9, projection=kind))
             made.append(matrix(m.method.projection, 9))
             take_steps(m, 1)
-            after = np.random.get_state()  # noqa: NPY002
+            after = np.random.get_state()
             assert np.array_equal(state[1], after[1])
             assert state[2:] == after[2:]
         assert np.array_equal(*made)
     finally:
-        np.random.set_state(before)  # noqa: NPY002
+        np.random.set_state(before)
 
 
 def test_making_M_takes_nothing_from_the_stream_of_initialisation() -> None:
@@ -279,7 +279,7 @@ def test_the_scope_moves_and_nothing_else(kind: str, scope: Any, prefixes: tuple
     disturb(m)
     changes = moved(m)
     assert {name for name, change in changes.items() if change.any()} == {n for n in changes if n.startswith(prefixes)}
-    assert m.method.D == sum(change.size for name, change in changes.items() if name.startswith(prefixes))
+    assert sum(change.size for name, change in changes.items() if name.startswith(prefixes)) == m.method.D
 
 
 def test_a_scope_that_names_a_module_twice_moves_it_once() -> None:

@@ -1,0 +1,226 @@
+"""The training loop: what it computes, at which rate, what it reports."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import BATCH, DATA, PAD, VOCAB, bits, logits, tiny_data, tiny_model
+
+import minipeft as mp
+from minipeft import UserError
+from minipeft.autograd import functional
+from minipeft.data import EncodedSet, collate
+from minipeft.data.tokenize import Encoded
+from minipeft.optim import SCHEDULES, AdamW
+from minipeft.peft import AdapterConfig, FullConfig, IntrinsicConfig, LoraConfig, TopKConfig, get_peft_model
+from minipeft.training import Trainer, TrainingConfig
+
+STEPS = 5  # an epoch of DATA's 40 rows in batches of 8
+QUICK = TrainingConfig(lr=0.01, epochs=2, batch_size=8)
+
+
+def trainer(config: TrainingConfig = QUICK, method: Any = None, dropout: float = 0.0, **options: Any) -> Trainer:
+    model = tiny_model(dropout=dropout)
+    return Trainer(get_peft_model(model, method) if method else model, DATA, PAD, config, **options)
+
+
+# ---- what it does
+
+
+@pytest.mark.parametrize(
+    "method", [None, FullConfig(), TopKConfig(1), AdapterConfig(8), LoraConfig(), IntrinsicConfig(d=60)]
+)
+def test_the_loss_falls(method: Any) -> None:
+    result = trainer(TrainingConfig(lr=0.02, epochs=6, batch_size=8), method, dropout=0.1).run()
+    assert len(result.losses) == 6 * STEPS
+    assert np.mean(result.losses[-STEPS:]) < 0.8 * np.mean(result.losses[:STEPS])
+    assert result.seconds > 0
+    assert 0 < result.step_ms < 1000 * result.seconds
+
+
+def test_it_does_what_a_loop_by_hand_does() -> None:
+    model = tiny_model()
+    optimizer = AdamW(model.parameters(), lr=1.0, weight_decay=0.1)
+    losses, step = [], 0
+    for epoch in range(2):
+        for rows in mp.data.bucketed_order(DATA.lengths, 8, mp.backend.random.generator("data", epoch)):
+            batch = collate(DATA, rows, PAD)
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(
+                model(batch.input_ids, batch.attention_mask, batch.token_type_ids), batch.labels
+            )
+            loss.backward()
+            norm = float(np.sqrt((optimizer.flat.grad**2).sum()))
+            if norm > 0.5:
+                optimizer.flat.grad *= 0.5 / norm
+            rate = step / 3 if step < 3 else (10 - step) / 7
+            optimizer.step(0.01 * rate)
+            losses.append(loss.item())
+            step += 1
+    config = TrainingConfig(lr=0.01, epochs=2, batch_size=8, weight_decay=0.1, warmup=0.3, clip=0.5)
+    trained = trainer(config)
+    result = trained.run()
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+    np.testing.assert_allclose(logits(trained.model), logits(model), rtol=1e-2, atol=1e-3)
+
+
+def test_every_row_is_seen_once_an_epoch_and_the_order_changes() -> None:
+    made = trainer()
+    orders = [np.concatenate(made.batches(epoch)) for epoch in range(3)]
+    for order in orders:
+        assert sorted(order) == list(range(len(DATA)))
+    assert not np.array_equal(orders[0], orders[1])
+    mp.seed(0)
+    assert np.array_equal(orders[0], np.concatenate(made.batches(0)))
+    mp.seed(1)
+    assert not np.array_equal(orders[0], np.concatenate(made.batches(0)))
+
+
+def test_on_step_is_told_of_every_step_and_the_model_ends_in_evaluation_mode() -> None:
+    seen: list[tuple[int, int, float]] = []
+    made = trainer(on_step=lambda step, total, loss: seen.append((step, total, float(loss))))
+    result = made.run()
+    assert [step for step, _, _ in seen] == list(range(1, 2 * STEPS + 1))
+    assert {total for _, total, _ in seen} == {2 * STEPS}
+    assert [loss for _, _, loss in seen] == result.losses
+    assert not any(module.training for _, module in made.model.named_modules())
+
+
+def test_dropout_is_on_in_training_also_after_an_evaluation() -> None:
+    losses = []
+    for dropout in (0.0, 0.3):
+        made = trainer(dropout=dropout)
+        made.model.eval()
+        losses.append(made.run().losses)
+    assert losses[0][0] != losses[1][0]
+
+
+def test_a_last_short_batch_is_trained_on_too() -> None:
+    made = Trainer(tiny_model(), tiny_data(rows=19), PAD, TrainingConfig(epochs=1, batch_size=8))
+    assert len(made.run().losses) == 3
+
+
+# ---- the rate
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_starts_at_zero_peaks_and_reaches_its_end(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(TrainingConfig(lr=0.02, epochs=4, batch_size=8, warmup=0.25, schedule=schedule))
+    rates: list[float] = []
+    step = made.optimizer.step
+    monkeypatch.setattr(made.optimizer, "step", lambda lr: rates.append(lr) or step(lr))
+    made.run()
+    assert len(rates) == 20
+    assert rates[0] == 0
+    np.testing.assert_allclose(np.diff(rates[:6]), 0.02 / 5)  # a straight climb
+    assert rates[5] == max(rates) == 0.02
+    if schedule == "constant":
+        assert set(rates[5:]) == {0.02}
+    else:
+        assert all(a > b for a, b in zip(rates[5:], rates[6:], strict=False))
+        assert 0 < rates[-1] < 0.02 / 10
+    if schedule == "linear":
+        np.testing.assert_allclose(np.diff(rates[5:]), -0.02 / 15)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_is_one_after_the_warmup_and_zero_at_the_end(schedule: str) -> None:
+    factor = SCHEDULES[schedule]
+    assert factor(0, 100, 10) == 0
+    assert factor(5, 100, 10) == 0.5
+    assert factor(10, 100, 10) == 1
+    assert factor(55, 100, 10) == pytest.approx(0.5)
+    assert factor(100, 100, 10) == pytest.approx(0, abs=1e-12)
+    assert factor(0, 100, 0) == 1  # no warm-up
+    assert factor(99, 100, 100) < 1  # nothing but warm-up
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(0.05, True), (0.0, False), (1e6, False)])
+def test_the_gradient_is_clipped_by_its_norm(clip: float, clipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(TrainingConfig(epochs=1, batch_size=8, clip=clip))
+    norms: list[float] = []
+    step = made.optimizer.step
+    monkeypatch.setattr(
+        made.optimizer,
+        "step",
+        lambda lr: norms.append(float(np.linalg.norm(made.optimizer.flat.grad))) or step(lr),
+    )
+    made.run()
+    if clipped:
+        np.testing.assert_allclose(norms, clip, rtol=1e-3)
+    else:
+        assert min(norms) > 0.05
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"warmup": 1.5},
+        {"warmup": -0.1},
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        TrainingConfig(**settings)
+
+
+def test_an_unknown_schedule_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="cosine"):
+        TrainingConfig(schedule="cosin")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
+    made = trainer()
+    made.model.head.classifier.weight.data[0, 0] = np.nan
+    with pytest.raises(UserError, match=r"(?i)nan.*learning rate"):
+        made.run()
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(UserError, match="nothing to train"):
+        trainer(method=TopKConfig(0, train_head=False))
+
+
+@pytest.mark.parametrize("bad", [VOCAB, -1])
+def test_pitfall_token_ids_out_of_range(bad: int) -> None:
+    ids = Encoded(np.array([1, bad, 2], dtype=np.int32), np.zeros(3, dtype=np.int32))
+    data = EncodedSet((ids,), np.array([0], dtype=np.int32), np.array([3], dtype=np.int32))
+    with pytest.raises(UserError, match=rf"{bad}.*0 to {VOCAB - 1}"):
+        Trainer(tiny_model(), data, PAD, QUICK).run()
+
+
+def test_a_label_that_is_no_class_of_the_model() -> None:
+    data = EncodedSet(DATA.encodings, DATA.labels + 1, DATA.lengths)
+    with pytest.raises(UserError, match="class 3"):
+        Trainer(tiny_model(), data, PAD, QUICK).run()
+
+
+def test_it_runs_in_a_thread_and_gives_the_same_bits() -> None:
+    here, there = trainer(method=LoraConfig(), dropout=0.1), None
+    here.run()
+    there = trainer(method=LoraConfig(), dropout=0.1)
+    thread = threading.Thread(target=there.run)
+    thread.start()
+    thread.join()
+    assert bits(there.model) == bits(here.model)
+
+
+def test_first_batch_is_the_batch_of_step_0() -> None:
+    made = trainer()
+    first = made.first_batch()
+    assert np.array_equal(first.input_ids, collate(DATA, made.batches(0)[0], PAD).input_ids)
+    assert made.loss(first).item() == pytest.approx(
+        trainer(TrainingConfig(lr=0.01, epochs=2, batch_size=8)).run().losses[0]
+    )
+    assert len(BATCH) == len(first)
