@@ -1,9 +1,9 @@
 """minipeft: every way of fine-tuning a transformer, from scratch and side by side.
 
-    import minipeft as mp
-    model = mp.load_model("minilm", task="classification", num_labels=2)
-    m = mp.peft.get_peft_model(model, mp.peft.LoraConfig(r=8, lora_alpha=16))
-    m.print_trainable_parameters()
+import minipeft as mp
+model = mp.load_model("minilm", task="classification", num_labels=2)
+m = mp.peft.get_peft_model(model, mp.peft.LoraConfig(r=8, lora_alpha=16))
+m.print_trainable_parameters()
 """
 
 from __future__ import annotations

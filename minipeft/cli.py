@@ -56,8 +56,13 @@ def compare(
     epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 32,
     max_length: Annotated[int, typer.Option(help="Longest text, in tokens; the rest is cut off.")] = 64,
-    lr: Annotated[str, typer.Option(help="Learning rates by family, in place of the built-in: lora=2e-3,full=3e-5.")] = "",
+    lr: Annotated[
+        str, typer.Option(help="Learning rates by family, in place of the built-in: lora=2e-3,full=3e-5.")
+    ] = "",
     backend: Annotated[str, typer.Option(help="Where to compute: numpy.")] = "numpy",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that share each batch; one a processor, at most 4, when left out.")
+    ] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder. A rerun with the same settings goes on where it was.")
     ] = None,
@@ -73,6 +78,7 @@ def compare(
 
     Example: `minipeft compare --task tweets --methods full,lora:1,lora:8,topk:2 --seeds 3 --out runs/tweets`
     """
+    from minipeft.backend.workers import default_workers
     from minipeft.experiments.compare import Settings
     from minipeft.experiments.compare import compare as run
     from minipeft.experiments.methods import parse_methods
@@ -82,7 +88,8 @@ def compare(
     from minipeft.report.summary import read_results, summarise
 
     specs = parse_methods(methods, _learning_rates(lr))
-    settings = Settings(model, task, train_size, test_size, epochs, batch_size, max_length, backend)
+    count = default_workers() if workers is None else workers
+    settings = Settings(model, task, train_size, test_size, epochs, batch_size, max_length, backend, count)
     folder = out_folder or Path("runs") / f"{Path(model).name}-{Path(task).stem}"
     try:
         with LiveTable(err, specs, seeds) as live:
@@ -127,12 +134,18 @@ def train(
         with Progress(*columns, console=err) as progress:
             bar = progress.add_task("", total=None)
             score = train_one(
-                settings, spec, seed, out_folder, lambda step, steps, _: progress.update(bar, completed=step, total=steps)
+                settings,
+                spec,
+                seed,
+                out_folder,
+                lambda step, steps, _: progress.update(bar, completed=step, total=steps),
             )
     except KeyboardInterrupt:
         err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(130) from None
-    out.print(f"accuracy {100 * score.accuracy:.1f} %, loss {score.loss:.3f}; saved to {out_folder / ADAPTER}", soft_wrap=True)
+    out.print(
+        f"accuracy {100 * score.accuracy:.1f} %, loss {score.loss:.3f}; saved to {out_folder / ADAPTER}", soft_wrap=True
+    )
 
 
 @app.command()

@@ -18,4 +18,6 @@ def unknown(what: str, given: object, known: Iterable[str], hint: str = "") -> U
     names = sorted(known)
     near = difflib.get_close_matches(str(given), names, n=1)
     suggestion = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"Unknown {what} {str(given)!r}.{suggestion} Known: {', '.join(names)}.{' ' + hint if hint else ''}")
+    return UserError(
+        f"Unknown {what} {str(given)!r}.{suggestion} Known: {', '.join(names)}.{' ' + hint if hint else ''}"
+    )

@@ -33,7 +33,7 @@ def fresh_seed() -> None:
 
 @pytest.fixture(scope="session")
 def torch() -> Any:
-    """The module, on one thread so that its pool leaves NumPy's alone; the test is skipped where it is not installed."""
+    """The module, on one thread so that its pool leaves NumPy's alone; skips the test where it is not installed."""
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from minipeft.backend import Array, active
@@ -123,7 +123,7 @@ class Tensor:
             )
         if not self.requires_grad:
             raise UserError("Nothing below this tensor requires a gradient, so there is nothing to differentiate.")
-        _backward(self.node if self.node is not None else self, gradient)
+        backward([self], [gradient])
 
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
@@ -171,7 +171,7 @@ class Tensor:
         return ops.getitem(self, index)
 
     @property
-    def mT(self) -> Tensor:  # noqa: N802  (torch's name)
+    def mT(self) -> Tensor:
         """The last two axes exchanged."""
         return ops.swapaxes(self, -1, -2)
 
@@ -262,10 +262,10 @@ def record(value: Array, *edges: tuple[Any, Vjp]) -> Tensor:
     return out
 
 
-def _target(parent: Any, out: Tensor) -> Node | Tensor | None:
+def _target(parent: Any, out: Tensor | None = None) -> Node | Tensor | None:
     if not isinstance(parent, Tensor) or not parent.requires_grad:
         return None
-    if parent.dtype != out.dtype:
+    if out is not None and parent.dtype != out.dtype:
         raise UserError(
             f"An op turned a {parent.dtype} tensor into {out.dtype}: the other argument is of another dtype. "
             f"Convert it with .astype({str(parent.dtype)!r}); Python numbers need no conversion."
@@ -273,8 +273,26 @@ def _target(parent: Any, out: Tensor) -> Node | Tensor | None:
     return parent.node if parent.node is not None else parent
 
 
-def _backward(start: Node | Tensor, gradient: Array) -> None:
-    """Visit the nodes from the newest to the oldest, so that each is complete when its turn comes; no recursion."""
+def accumulate(leaf: Tensor, g: Any) -> None:
+    """Add a gradient, an array or a `Partial`, to `leaf.grad`."""
+    if leaf.grad is None:
+        if not isinstance(g, Partial):
+            leaf.grad = g.copy()  # g may belong to another tensor as well
+            return
+        leaf.grad = active().xp.zeros_like(leaf.data)
+    if isinstance(g, Partial):
+        _add_partial(leaf.grad, g)
+    else:
+        leaf.grad += g
+
+
+def backward(
+    tensors: Sequence[Tensor], gradients: Sequence[Array], sink: Callable[[Tensor, Any], None] = accumulate
+) -> None:
+    """Differentiate Σ gradient ⊙ tensor over all pairs; `sink(leaf, g)` takes each gradient that reaches a leaf.
+
+    Nodes are visited from the newest to the oldest, so that each is complete when its turn comes; nothing recurses.
+    """
     pending: dict[Node, Array] = {}
     owned: set[Node] = set()  # gradients that are ours to add to; others may be shared between two parents
     queue: list[tuple[int, Node]] = []
@@ -284,7 +302,7 @@ def _backward(start: Node | Tensor, gradient: Array) -> None:
             g = _unbroadcast(g, target.shape)
             assert g.dtype == target.dtype, f"a vjp returned {g.dtype} for a parent of {target.dtype}"
         if isinstance(target, Tensor):
-            _accumulate(target, g)
+            sink(target, g)
         elif target not in pending:
             heapq.heappush(queue, (-target.order, target))
             if isinstance(g, Partial):
@@ -303,7 +321,9 @@ def _backward(start: Node | Tensor, gradient: Array) -> None:
             pending[target] = pending[target] + g
             owned.add(target)
 
-    give(start, gradient)
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        if tensor.requires_grad:
+            give(tensor.node if tensor.node is not None else tensor, gradient)
     while queue:
         node = heapq.heappop(queue)[1]
         g = pending.pop(node)
@@ -318,18 +338,6 @@ def _backward(start: Node | Tensor, gradient: Array) -> None:
             for part, gradient in zip(target, vjp(g), strict=True):
                 if part is not None:
                     give(part, gradient)
-
-
-def _accumulate(leaf: Tensor, g: Any) -> None:
-    if leaf.grad is None:
-        if not isinstance(g, Partial):
-            leaf.grad = g.copy()  # g may belong to another tensor as well
-            return
-        leaf.grad = active().xp.zeros_like(leaf.data)
-    if isinstance(g, Partial):
-        _add_partial(leaf.grad, g)
-    else:
-        leaf.grad += g
 
 
 def _add_partial(total: Array, g: Partial) -> Array:
@@ -392,7 +400,7 @@ def _collect(held: Any, found: dict[int, Array]) -> None:
             _collect(part, found)
     elif isinstance(held, Tensor):
         _collect(held.data, found)
-    elif hasattr(held, "nbytes") and hasattr(held, "dtype") and getattr(held, "ndim", 0):
+    elif hasattr(held, "nbytes") and hasattr(held, "dtype") and held.ndim:
         while getattr(held, "base", None) is not None and hasattr(held.base, "nbytes"):
             held = held.base
         found[id(held)] = held

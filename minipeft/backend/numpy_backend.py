@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.backend.base import Array, Backend
+from minipeft.backend.workers import parallel_map, parallel_slices
 
 BLOCK = 16_384  # elements: 64 KB of float32, a few of which fit a 512 KB cache
 
@@ -50,7 +51,7 @@ class NumpyBackend(Backend):
     def erf(self, x: Array) -> Array:
         """Formula 7.1.26 in float32; element by element from the C library in float64, which only tests use."""
         if x.dtype != np.float32:
-            return _exact_erf(x).astype(x.dtype)
+            return np.asarray(_exact_erf(x), dtype=x.dtype)
         t = 1 / (1 + ERF_P * np.abs(x))
         return np.copysign(1 - _horner(t, np.empty_like(t)) * np.exp(-x * x), x)
 
@@ -62,7 +63,7 @@ class NumpyBackend(Backend):
         value, slope = np.empty_like(x), np.empty_like(x)
         kernel = _gelu_tanh_block if tanh else _gelu_block
         a, b, c = (np.empty(min(BLOCK, x.size), dtype=x.dtype) for _ in range(3))
-        for cut in _blocks(x.size):
+        for cut in _blocks(0, x.size):
             n = cut.stop - cut.start
             kernel(x.reshape(-1)[cut], value.reshape(-1)[cut], slope.reshape(-1)[cut], a[:n], b[:n], c[:n])
         return value, slope
@@ -118,7 +119,7 @@ class NumpyBackend(Backend):
         """The base's hash, block by block."""
         mask = np.empty(math.prod(shape), dtype=bool)
         limit = np.uint32(min(round(p * 2**32), 2**32 - 1))
-        for cut in _blocks(mask.size):
+        for cut in _blocks(0, mask.size):
             np.greater_equal(self._hash(cut.start, cut.stop, key), limit, out=mask[cut])
         return mask.reshape(shape)
 
@@ -138,29 +139,33 @@ class NumpyBackend(Backend):
     ) -> None:
         """As the base's, block by block: each of the four vectors passes through the cache once."""
         rate, correction = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-        scratch = np.empty(min(BLOCK, theta.size), dtype=theta.dtype)
-        for cut in _blocks(theta.size):
-            t, gb, mb, vb = theta[cut], g[cut], m[cut], v[cut]
-            a = scratch[: cut.stop - cut.start]
-            mb *= beta1
-            np.multiply(gb, 1 - beta1, out=a)
-            mb += a
-            vb *= beta2
-            np.multiply(gb, gb, out=a)
-            a *= 1 - beta2
-            vb += a
-            np.sqrt(vb, out=a)
-            a *= correction
-            a += eps
-            np.divide(mb, a, out=a)
-            a *= rate
-            if weight_decay:
-                t *= 1 - lr * weight_decay
-            t -= a
+
+        def update(part: slice) -> None:
+            scratch = np.empty(min(BLOCK, part.stop - part.start), dtype=theta.dtype)
+            for cut in _blocks(part.start, part.stop):
+                t, gb, mb, vb = theta[cut], g[cut], m[cut], v[cut]
+                a = scratch[: cut.stop - cut.start]
+                mb *= beta1
+                np.multiply(gb, 1 - beta1, out=a)
+                mb += a
+                vb *= beta2
+                np.multiply(gb, gb, out=a)
+                a *= 1 - beta2
+                vb += a
+                np.sqrt(vb, out=a)
+                a *= correction
+                a += eps
+                np.divide(mb, a, out=a)
+                a *= rate
+                if weight_decay:
+                    t *= 1 - lr * weight_decay
+                t -= a
+
+        parallel_map(update, parallel_slices(theta.size))
 
 
-def _blocks(size: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+def _blocks(start: int, stop: int) -> list[slice]:
+    return [slice(at, min(at + BLOCK, stop)) for at in range(start, stop, BLOCK)]
 
 
 def _row_blocks(x: Array, width: int | None = None) -> list[Array]:

@@ -8,6 +8,7 @@ Dropout takes a key a layer and step from `dropout_key()`; the trainer tells the
 
 from __future__ import annotations
 
+import threading
 import zlib
 
 import numpy as np
@@ -18,14 +19,21 @@ Generator = np.random.Generator
 
 
 class _State:
-    root = 0
-    streams: dict[str, Generator]
+    def __init__(self) -> None:
+        self.root = 0
+        self.streams: dict[str, Generator] = {}
+
+
+class _Place(threading.local):
+    """Where in the training this thread is: a worker that has a shard of the batch draws masks of its own."""
+
     step = 0
+    shard = 0
     calls = 0
 
 
 _state = _State()
-_state.streams = {}
+_place = _Place()
 
 
 def seed(root: int) -> None:
@@ -55,13 +63,16 @@ def stream(name: str) -> Generator:
     return _state.streams[name]
 
 
-def at_step(step: int) -> None:
-    """Say which training step runs now: its dropout masks depend on the step, not on what ran before."""
-    _state.step, _state.calls = step, 0
+def at_step(step: int, shard: int = 0) -> None:
+    """Say which training step, and which shard of its batch, this thread runs now.
+
+    Dropout masks depend on these two, not on what ran before.
+    """
+    _place.step, _place.shard, _place.calls = step, shard, 0
 
 
 def dropout_key() -> int:
-    """A new 64-bit key, a function of (root seed, step, number of keys drawn in this step)."""
-    words = (zlib.crc32(b"dropout"), _state.step, _state.calls)
-    _state.calls += 1
+    """A new 64-bit key, a function of (root seed, step, shard, number of keys drawn for these)."""
+    words = (zlib.crc32(b"dropout"), _place.step, _place.shard, _place.calls)
+    _place.calls += 1
     return int(np.random.SeedSequence(_state.root, spawn_key=words).generate_state(1, np.uint64)[0])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minipeft.backend import active, random, set_backend
+from minipeft.backend.workers import default_workers
 from minipeft.cost import measure_step
 from minipeft.data import EncodedSet, Task, encode_examples, load_task
 from minipeft.errors import UserError
@@ -38,6 +39,7 @@ class Settings:
         batch_size: rows a step.
         max_length: longest text, in tokens.
         backend: where to compute.
+        workers: threads that share each batch; the last bits of the results depend on their number.
     """
 
     model: str = "minilm"
@@ -48,6 +50,7 @@ class Settings:
     batch_size: int = 32
     max_length: int = 64
     backend: str = "numpy"
+    workers: int = field(default_factory=default_workers)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ def build(settings: Settings, task: Task, spec: MethodSpec, seed: int) -> PeftMo
     return get_peft_model(load_model(settings.model, labels=task.labels, dropout=0.0), spec.config)
 
 
+def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
+    """How a cell is trained."""
+    return TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size, workers=settings.workers)
+
+
 def _run_cell(
     settings: Settings,
     task: Task,
@@ -132,13 +140,13 @@ def _run_cell(
 
     model = build(settings, task, spec, seed)
     pad_id = tokenizer_of(model).pad_id
-    config = TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size)
+    config = training_config(settings, spec)
     identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
     trainer = Trainer(model, data[0], pad_id, config, _checkpoint(out, spec, seed), identity, on_step)
     first = trainer.first_batch()
     cost = measure_step(model, lambda: trainer.loss(first))
     result = trainer.run()
-    score = evaluate(model, data[1], pad_id)
+    score = evaluate(model, data[1], pad_id, workers=settings.workers)
     count = model.count_parameters()
     return {
         "method": spec.family,
@@ -196,8 +204,8 @@ def check_sizes(settings: Settings, task: Task) -> None:
     """Raises UserError when the task has fewer rows than asked for, or another number cannot be."""
     task.head("train", settings.train_size)
     task.head("test", settings.test_size)
-    if settings.epochs < 1 or settings.batch_size < 1 or settings.max_length < 4:
-        raise UserError("A comparison needs epochs ≥ 1, batch_size ≥ 1 and max_length ≥ 4.")
+    if min(settings.epochs, settings.batch_size, settings.workers) < 1 or settings.max_length < 4:
+        raise UserError("A comparison needs epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4.")
 
 
 def _checkpoint(out: Path, spec: MethodSpec, seed: int) -> Path:

@@ -76,7 +76,9 @@ class RunFolder:
             except ValueError:
                 continue  # cut short
             if row is not None and (not isinstance(row, dict) or row.keys() != set(COLUMNS)):
-                raise UserError(f"{self.log}, line {number}: not a row of this version's results. Choose another --out.")
+                raise UserError(
+                    f"{self.log}, line {number}: not a row of this version's results. Choose another --out."
+                )
             if row is not None:
                 rows.append(row)
         return rows

@@ -11,12 +11,12 @@ from typing import Any
 from minipeft.backend import random, set_backend
 from minipeft.data import encode_examples, load_task
 from minipeft.errors import UserError
-from minipeft.experiments.compare import Settings, build, check_sizes, encode, tokenizer_of
+from minipeft.experiments.compare import Settings, build, check_sizes, encode, tokenizer_of, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.results import RunFolder
 from minipeft.models import load_model
 from minipeft.peft import PeftModel
-from minipeft.training import Score, Trainer, TrainingConfig, evaluate
+from minipeft.training import Score, Trainer, evaluate
 
 ADAPTER = "adapter"  # the folder, in the run's, that holds what was trained
 
@@ -40,12 +40,12 @@ def train_one(
     if (out / ADAPTER / "adapter_config.json").exists():
         model = _load(settings, task.labels, out)
     else:
-        config = TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size)
+        config = training_config(settings, spec)
         trainer = Trainer(model, train_rows, tokenizer_of(model).pad_id, config, checkpoint, on_step=on_step)
         trainer.run()
         model.save_pretrained(out / ADAPTER)
     checkpoint.unlink(missing_ok=True)
-    return evaluate(model, test_rows, tokenizer_of(model).pad_id)
+    return evaluate(model, test_rows, tokenizer_of(model).pad_id, workers=settings.workers)
 
 
 def evaluate_run(out: Path, task_name: str | None = None, test_size: int | None = None) -> Score:
@@ -66,7 +66,9 @@ def evaluate_run(out: Path, task_name: str | None = None, test_size: int | None 
     rows = task.head("test", test_size or settings.test_size)
     model = _load(settings, own.labels, out)
     tokenizer = tokenizer_of(model)
-    return evaluate(model, encode_examples(tokenizer, rows, settings.max_length), tokenizer.pad_id)
+    return evaluate(
+        model, encode_examples(tokenizer, rows, settings.max_length), tokenizer.pad_id, workers=settings.workers
+    )
 
 
 def _load(settings: Settings, labels: tuple[str, ...], out: Path) -> PeftModel:

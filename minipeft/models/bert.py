@@ -99,7 +99,9 @@ class Bert(Transformer):
         ignored = ("cls.", "pooler.", "classifier.", "embeddings.position_ids")  # other heads, and a constant
         extra = sorted(name for name in bare if not name.startswith(ignored))
         if extra:
-            raise UserError(f"{path} holds tensors that a BERT does not have: {', '.join(extra[:3])}. Is it another model?")
+            raise UserError(
+                f"{path} holds tensors that a BERT does not have: {', '.join(extra[:3])}. Is it another model?"
+            )
         self.load_state_dict(state)
 
 
@@ -107,28 +109,35 @@ def bert_config(hf: Mapping[str, Any], dropout: float | None = None) -> Transfor
     """The shape in a BERT's config.json; `dropout` replaces both of its dropout probabilities.
 
     Raises:
-        UserError: a field is missing, or the config asks for something that is not built here.
+        UserError: a field is missing or no number, or the config asks for something that is not built here.
     """
+    if hf.get("position_embedding_type", "absolute") != "absolute" or hf.get("is_decoder"):
+        raise UserError("This BERT uses relative positions or a decoder; only the absolute encoder is built here.")
+    if _field(hf, "hidden_act", str) not in ACTIVATIONS:
+        raise UserError(f"config.json: hidden_act {hf['hidden_act']!r}; known: {', '.join(ACTIVATIONS)}.")
+    return TransformerConfig(
+        vocab_size=_field(hf, "vocab_size", int),
+        d_model=_field(hf, "hidden_size", int),
+        layers=_field(hf, "num_hidden_layers", int),
+        heads=_field(hf, "num_attention_heads", int),
+        d_ff=_field(hf, "intermediate_size", int),
+        max_positions=_field(hf, "max_position_embeddings", int),
+        type_vocab=_field(hf, "type_vocab_size", int),
+        norm_eps=_field(hf, "layer_norm_eps", float),
+        activation=ACTIVATIONS[hf["hidden_act"]],
+        dropout=_field(hf, "hidden_dropout_prob", float) if dropout is None else dropout,
+        attention_dropout=_field(hf, "attention_probs_dropout_prob", float) if dropout is None else dropout,
+    )
+
+
+def _field(hf: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A field of config.json as an int, a float or a str."""
+    if name not in hf:
+        raise UserError(f"config.json lacks the field {name!r}; is this a BERT folder?")
     try:
-        if hf.get("position_embedding_type", "absolute") != "absolute" or hf.get("is_decoder"):
-            raise UserError("This BERT uses relative positions or a decoder; only the absolute encoder is built here.")
-        if hf["hidden_act"] not in ACTIVATIONS:
-            raise UserError(f"config.json: hidden_act {hf['hidden_act']!r}; known: {', '.join(ACTIVATIONS)}.")
-        return TransformerConfig(
-            vocab_size=int(hf["vocab_size"]),
-            d_model=int(hf["hidden_size"]),
-            layers=int(hf["num_hidden_layers"]),
-            heads=int(hf["num_attention_heads"]),
-            d_ff=int(hf["intermediate_size"]),
-            max_positions=int(hf["max_position_embeddings"]),
-            type_vocab=int(hf["type_vocab_size"]),
-            norm_eps=float(hf["layer_norm_eps"]),
-            activation=ACTIVATIONS[hf["hidden_act"]],
-            dropout=float(hf["hidden_dropout_prob"]) if dropout is None else dropout,
-            attention_dropout=float(hf["attention_probs_dropout_prob"]) if dropout is None else dropout,
-        )
-    except KeyError as error:
-        raise UserError(f"config.json lacks the field {error.args[0]!r}; is this a BERT folder?") from None
+        return kind(hf[name])
+    except (TypeError, ValueError):
+        raise UserError(f"config.json: {name} is {hf[name]!r}; {kind.__name__} is expected.") from None
 
 
 def hf_names(model: Transformer) -> dict[str, str]:
@@ -143,7 +152,9 @@ def hf_names(model: Transformer) -> dict[str, str]:
         try:
             names[ours] = f"{hf_part(part, model.head is not None)}.{leaf}"
         except KeyError:
-            raise UserError(f"{ours} is no part of a BERT: merge_and_unload() the method before saving the model.") from None
+            raise UserError(
+                f"{ours} is no part of a BERT: merge_and_unload() the method before saving the model."
+            ) from None
     return names
 
 

@@ -35,7 +35,8 @@ def load_model(
         progress: show a bar while fetching.
 
     Raises:
-        UserError: an unknown name or task, or a folder that does not hold a whole model.
+        UserError: an unknown name or task, labels that do not fit their number or are fewer than 2, or a folder that
+            does not hold a whole model.
     """
     if task not in TASKS:
         raise unknown("model task", task, TASKS)
@@ -44,6 +45,10 @@ def load_model(
     if config.get("model_type") != "bert":
         raise UserError(f"{folder} holds a {config.get('model_type')!r} model; this version reads 'bert' models.")
     names = tuple(labels) if labels is not None else _label_names(config, num_labels)
+    if num_labels not in (None, len(names)):
+        raise UserError(f"num_labels={num_labels}, but there are {len(names)} labels: {', '.join(names)}.")
+    if task == "classification" and len(names) < 2:
+        raise UserError(f"A classifier needs at least 2 labels, not {len(names)}.")
     model = Bert(config, task, names, dropout)
     model.load_pretrained(folder / "model.safetensors")
     if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
@@ -76,10 +81,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _label_names(config: dict[str, Any], num_labels: int | None) -> tuple[str, ...]:
     own = config.get("id2label") or {}
+    if not isinstance(own, dict) or not all(str(key).isdecimal() for key in own):
+        raise UserError(f'config.json: id2label is {own!r}; it must be an object such as {{"0": "no", "1": "yes"}}.')
     if num_labels is None:
         num_labels = len(own) or 2
-    if num_labels < 2:
-        raise UserError(f"A classifier needs at least 2 labels, not {num_labels}.")
     if len(own) == num_labels:
         return tuple(str(own[key]) for key in sorted(own, key=int))
     return tuple(f"LABEL_{i}" for i in range(num_labels))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minipeft.autograd import Tensor
@@ -32,7 +33,16 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward.")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """`forward`."""
         return self.forward(*inputs, **options)
+
+    def prepared(self) -> contextlib.AbstractContextManager[Sequence[tuple[Tensor, Tensor]]]:
+        """Inside, what several forward passes with the same weights share has been computed once.
+
+        Gives the pairs (tensor, leaf): the passes differentiate with respect to `leaf`, whose gradient is then to be
+        handed on to `tensor`. A plain module shares nothing.
+        """
+        return contextlib.nullcontext(())
 
     # ---- the tree
 
@@ -78,6 +88,8 @@ class Module:
 
     def set_submodule(self, path: str, module: Module) -> None:
         """Put a module in the place of the one of that dotted name."""
+        if not path:
+            raise UserError("A module cannot replace itself: name a part of it.")
         self.get_submodule(path)
         parent_path, _, name = path.rpartition(".")
         if name.isdigit():

@@ -51,6 +51,12 @@ class TransformerConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "heads", "d_ff", "max_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: a transformer needs at least 1.")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: a probability in [0, 1) is needed.")
         if self.d_model % self.heads:
             raise UserError(f"{self.heads} heads do not divide a width of {self.d_model}.")
         if self.activation not in ("gelu", "gelu_tanh"):
@@ -120,7 +126,7 @@ class Block(Module):
 
 
 class ClassificationHead(Module):
-    """Logits from the first position: tanh(x₀ W_p + b_p) W_c + b_c, BERT's pooler and a classifier (arXiv 1810.04805, 4.1)."""
+    """Logits from the first position, tanh(x₀ W_p + b_p) W_c + b_c: BERT's pooler and a classifier (arXiv 1810.04805)."""
 
     def __init__(self, d: int, num_labels: int, dropout: float = 0.0, rng: random.Generator | None = None) -> None:
         self.pooler = Linear(d, d, rng=rng)
@@ -160,7 +166,7 @@ class Transformer(Module):
 
 def _inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
     """The inputs as arrays of the backend, checked against each other; a mask that hides nothing becomes None."""
-    arrays = []
+    arrays: list[Any] = []
     for name, value in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", segments)):
         array = None if value is None else active().asarray(value)
         if array is not None and (array.ndim != 2 or array.dtype.kind not in "iub"):

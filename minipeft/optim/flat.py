@@ -58,7 +58,13 @@ class Optimizer:
         self.state = {name: active().xp.zeros_like(self.flat.theta) for name in self.state_names}
 
     def step(self, lr: float | None = None) -> None:
-        """One update, at the rate `lr` or else the one of the constructor."""
+        """One update, at the rate `lr` or else the one of the constructor.
+
+        Raises:
+            UserError: a parameter's data was replaced since, so that moving θ would not move it.
+        """
+        if not all(_shares(p.data, self.flat.theta) for p in self.flat.parameters):
+            raise UserError("A parameter is no longer a view of θ: make the optimizer after astype(), and only one.")
         if any(not p.requires_grad for p in self.flat.parameters):
             self._drop_frozen()
         for p, cut in zip(self.flat.parameters, self.flat.cuts(), strict=True):
@@ -75,6 +81,8 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
         self.flat.grad.fill(0)
+        for p, cut in zip(self.flat.parameters, self.flat.cuts(), strict=True):
+            p.grad = self.flat.grad[cut].reshape(p.shape)  # somebody may have set another
 
     def _drop_frozen(self) -> None:
         """A parameter that was frozen since leaves the vectors together with its moments: it will not move again."""

@@ -9,6 +9,7 @@ feed-forward part in place of its output (arXiv 2110.04366, table 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from minipeft.nn import Block, Linear, Module, Transformer
 from minipeft.nn.layers import constant
 from minipeft.peft.model import Method, PeftConfig
 
-ACTIVATIONS = {"gelu": functional.gelu, "relu": Tensor.relu, "tanh": Tensor.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": Tensor.relu, "tanh": Tensor.tanh}
 PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
 
 
@@ -115,7 +116,9 @@ class AdapterMethod(Method):
 
     def merge(self) -> None:
         """Always an error: f is not linear."""
-        raise UserError("An adapter has a nonlinearity inside and cannot be merged; use disable_adapter() for the base.")
+        raise UserError(
+            "An adapter has a nonlinearity inside and cannot be merged; use disable_adapter() for the base."
+        )
 
     def unmerge(self) -> None:
         """Nothing was merged."""

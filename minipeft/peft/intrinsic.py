@@ -72,14 +72,30 @@ class IntrinsicMethod(Method):
         self.projection: Projection = PROJECTIONS[config.projection](config.d - m, self.D, config.seed)
         self.theta_0: list[Array] | None = None  # copies of θ₀, kept while θ is merged into the weights
         self.enabled = True
+        self.is_prepared = False
         self._cache: tuple[bytes, list[Tensor]] | None = None
 
     def run(self, model: Module, *inputs: Any, **options: Any) -> Tensor:
         """The forward pass with θ in the place of θ₀."""
-        if not self.enabled or self.theta_0 is not None:
+        if not self.enabled or self.theta_0 is not None or self.is_prepared:
             return model(*inputs, **options)
         with self._installed(self._theta()):
             return model(*inputs, **options)
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[Sequence[tuple[Tensor, Tensor]]]:
+        """Project once for all passes inside: they see θ as leaves, whose gradients then go through M together."""
+        if not self.enabled or self.theta_0 is not None:
+            yield ()
+            return
+        theta = self._theta()
+        leaves = [Tensor(tensor.data, requires_grad=tensor.requires_grad) for tensor in theta]
+        self.is_prepared = True
+        try:
+            with self._installed(leaves):
+                yield list(zip(theta, leaves, strict=True)) if grad_enabled() else ()
+        finally:
+            self.is_prepared = False
 
     def _theta(self) -> list[Tensor]:
         """θ₀ + θ_d M, cut into the parameter tensors. Without gradients, an unchanged θ_d gives the same tensors again."""

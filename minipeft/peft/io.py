@@ -90,7 +90,10 @@ def load_weights(model: PeftModel, folder: str | Path) -> None:
     if names.keys() != tensors.keys():
         missing, extra = sorted(names.keys() - tensors.keys()), sorted(tensors.keys() - names.keys())
         raise UserError(f"{path} does not fit the model: missing {missing[:3]}, unknown {extra[:3]}.")
-    state = {ours: tensors[theirs].T if hf and tensors[theirs].ndim == 2 else tensors[theirs] for theirs, ours in names.items()}
+    state = {
+        ours: tensors[theirs].T if hf and tensors[theirs].ndim == 2 else tensors[theirs]
+        for theirs, ours in names.items()
+    }
     for name, parameter in own.items():
         if state[name].shape != parameter.shape:
             raise UserError(f"{path}: {name} has shape {state[name].shape}, the model's {parameter.shape}.")
@@ -113,7 +116,9 @@ def _hf_name(ours: str, has_head: bool) -> str:
         return f"{PREFIX}{hf_part(part, has_head)}.lora_{leaf}.weight"
     if part.startswith("head."):
         return f"{PREFIX}{hf_part(part, has_head)}.{leaf}"
-    raise UserError(f"LoRA with trained biases ({ours}) cannot be saved; use bias='none', or merge_and_unload() and save.")
+    raise UserError(
+        f"LoRA with trained biases ({ours}) cannot be saved; use bias='none', or merge_and_unload() and save."
+    )
 
 
 def _hf_config(config: Any) -> dict[str, Any]:
@@ -180,7 +185,9 @@ def _our_target(name: str, theirs: dict[str, str], path: Path) -> str:
             return f"blocks.{n}.{theirs[rest]}"
     matches = [ours for full, ours in theirs.items() if full == name or full.endswith(f".{name}")]
     if len(matches) != 1:
-        raise UserError(f"{path}: the target {name!r} stands for {matches or 'nothing'} in a BERT; one layer was expected.")
+        raise UserError(
+            f"{path}: the target {name!r} stands for {matches or 'nothing'} in a BERT; one layer was expected."
+        )
     return matches[0]
 
 

@@ -7,7 +7,7 @@ returns a `Method` that can undo it. Nothing here needs to know of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,8 +107,14 @@ class PeftModel(Module):
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """As the base model's."""
         if self.merged and self.training and grad_enabled():
-            raise UserError("The method is merged into the weights and cannot be trained; call unmerge_adapter() first.")
+            raise UserError(
+                "The method is merged into the weights and cannot be trained; call unmerge_adapter() first."
+            )
         return self.method.run(self.model, *inputs, **options)
+
+    def prepared(self) -> contextlib.AbstractContextManager[Sequence[tuple[Tensor, Tensor]]]:
+        """As the method's."""
+        return self.method.prepared()
 
     def trainable_parameters(self) -> dict[str, Parameter]:
         """The parameters that are trained, by name: those of the head, those of the method, and no others."""
@@ -162,7 +168,6 @@ class PeftModel(Module):
             if not was_off:  # inside another `disable_adapter` it stays off
                 self.method.enable(True)
                 self.switched_off = False
-
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter_config.json and adapter_model.safetensors: the method and the head, see `io.py`."""

@@ -1,5 +1,5 @@
-"""The matrix M ∈ R^{d × D} of θ = θ₀ + θ_d M, in three forms. Its rows have length 1 and are nearly orthogonal, so a
-step of some length in θ_d is a step of the same length in θ, whatever d and D are.
+"""The matrix M ∈ R^{d × D} of θ = θ₀ + θ_d M, in three forms. Its rows are nearly orthogonal and have length √(D/d), so
+that a parameter moves about as far as a coordinate of θ_d does: a learning rate means the same for every d and D.
 
 Every M is drawn from its own seed, on the host, and never from the global random state: the seed rebuilds it.
 """
@@ -12,6 +12,7 @@ from typing import Protocol
 
 import minipeft.backend.random as streams
 from minipeft.backend import Array, active
+from minipeft.backend.workers import parallel_map
 from minipeft.errors import UserError
 
 CHUNK = 65_536  # elements of θ that Fastfood computes at a time: 256 KB, which stays in the cache
@@ -28,7 +29,7 @@ class Projection(Protocol):
 
 
 class Dense:
-    """M_ij ~ N(0, 1/D) (Li et al., arXiv 1804.08838, section 2): d · D numbers, for small models alone."""
+    """M_ij ~ N(0, 1/d) (Li et al., arXiv 1804.08838, section 2, up to scale): d · D numbers, for small models alone."""
 
     def __init__(self, d: int, D: int, seed: int) -> None:
         size, memory = 4 * d * D, _physical_memory()
@@ -38,7 +39,7 @@ class Dense:
                 "Use projection='fastfood' (a few bytes a parameter), or a smaller scope."
             )
         M = streams.generator("dense", root=seed).standard_normal((d, D), dtype="float32")
-        M /= math.sqrt(D)
+        M /= math.sqrt(d)
         self.M = active().asarray(M)
 
     def forward(self, theta_d: Array) -> Array:
@@ -51,7 +52,7 @@ class Dense:
 
 
 class Sparse:
-    """Each row of M has ⌈√D⌉ entries of ±1/√⌈√D⌉ at random places: the very sparse projection of Li, Hastie and Church
+    """Each row of M has k = ⌈√D⌉ entries of ±√(D/dk) at random places: the very sparse projection of Li, Hastie and Church
     (KDD 2006), which arXiv 1804.08838 (section S7) uses, with the number of non-zeros made exact.
 
     Parameters in no row's places do not move at all: with d · √D < D that is most of them.
@@ -64,7 +65,7 @@ class Sparse:
         places = [rng.choice(D, size=k, replace=False, shuffle=False) for _ in range(d)]
         signs = rng.integers(0, 2, size=(d, k)).astype("float32")
         self.places = [active().asarray(p.astype("int32")) for p in places]
-        self.values = active().asarray((2 * signs - 1) / math.sqrt(k), dtype="float32")
+        self.values = active().asarray((2 * signs - 1) * math.sqrt(D / (d * k)), dtype="float32")
 
     def forward(self, theta_d: Array) -> Array:
         """θ_d M, a row of M at a time; the places within a row are distinct."""
@@ -103,7 +104,7 @@ class Fastfood:
             rng = streams.generator("fastfood", i, root=seed)
             signs = 2 * rng.integers(0, 2, (count, n), dtype="int8") - 1
             G = rng.standard_normal((count, n), dtype="float32")
-            G /= math.sqrt(D) * (G * G).sum(axis=1, keepdims=True) ** 0.5
+            G /= math.sqrt(d) * (G * G).sum(axis=1, keepdims=True) ** 0.5  # now the rows of M have length √(D/d)
             source = asarray(streams.permutations(rng, count, n))  # of each block, which entry comes to each place
             place = source // self.b * (count * self.b) + xp.arange(count)[:, None] * self.b + source % self.b
             cut = slice(start, min(start + count * n, D))
@@ -127,23 +128,36 @@ class Fastfood:
         padded[: self.d] = theta_d
         padded = padded.reshape(self.a, 1, self.b)
         out = xp.empty(self.D, dtype=theta_d.dtype)
-        for cut, signs, order, gauss in self.chunks:
+
+        def project(chunk: tuple[slice, Array, Array, Array]) -> None:
+            cut, signs, order, gauss = chunk
             x = self._transform(padded * signs)
-            x = x.reshape(-1)[order].reshape(x.shape) * gauss
+            x = x.reshape(-1)[order].reshape(x.shape)
+            x *= gauss
             out[cut] = self._transform(x).reshape(-1)[: cut.stop - cut.start]
+
+        parallel_map(project, self.chunks)
         return out
 
     def backward(self, g: Array) -> Array:
         """M g: the transposes in the reverse order; B, G and H are symmetric, Πᵀ puts the entries back."""
         xp = active().xp
-        total = xp.zeros((self.a, self.b), dtype=g.dtype)
-        for cut, signs, order, gauss in self.chunks:
+
+        def pull(chunk: tuple[slice, Array, Array, Array]) -> Array:
+            cut, signs, order, gauss = chunk
             x = xp.zeros(order.size, dtype=g.dtype)
             x[: cut.stop - cut.start] = g[cut]
-            x = self._transform(x.reshape(signs.shape)) * gauss
+            x = self._transform(x.reshape(signs.shape))
+            x *= gauss
             back = xp.empty(order.size, dtype=g.dtype)
             back[order] = x.reshape(-1)
-            total += (self._transform(back.reshape(signs.shape)) * signs).sum(axis=1)
+            back = self._transform(back.reshape(signs.shape))
+            back *= signs
+            return back.sum(axis=1)
+
+        total = xp.zeros((self.a, self.b), dtype=g.dtype)
+        for part in parallel_map(pull, self.chunks):
+            total += part
         return total.reshape(-1)[: self.d]
 
 

@@ -67,18 +67,18 @@ class LiveTable:
             table.add_column(name, justify="left" if name in ("method", "progress") else "right")
         for index, (spec, seed) in enumerate(self.cells):
             progress = self.state.get(index)
-            name = Text(f"{family_name(spec.family)} {spec.setting}".rstrip())
+            label = Text(f"{family_name(spec.family)} {spec.setting}".rstrip())
             if progress is None:
-                table.add_row(name, str(seed), *[Text("·", style="dim")] * 5, style="dim")
+                table.add_row(label, str(seed), *[Text("·", style="dim")] * 5, style="dim")
             elif progress.row is None:
                 loss = f"{self.losses[index]:.3f}" if index in self.losses else ""
                 bar = Table.grid(padding=(0, 1, 0, 0))
                 bar.add_row(ProgressBar(total=progress.steps, completed=progress.step, width=24), self._left(progress))
-                table.add_row(name, str(seed), "", bar, loss, "", "")
+                table.add_row(label, str(seed), "", bar, loss, "", "")
             else:
                 row = progress.row
                 table.add_row(
-                    name,
+                    label,
                     str(seed),
                     f"{row['trainable_params']:,}",
                     Text(f"done in {row['train_seconds']:.0f} s", style="green"),

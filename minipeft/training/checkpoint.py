@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +15,18 @@ from typing import Any
 from minipeft.backend import storage
 from minipeft.errors import UserError
 
+FIELDS = {"run", "step", "losses", "seconds"}  # of a checkpoint's record, see Trainer
+
 
 def save_checkpoint(path: Path, arrays: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Write arrays and a JSON-able record, atomically."""
+    """Write arrays and a JSON-able record, atomically.
+
+    Raises:
+        UserError: a number is not finite; the checkpoint that stood there before stays.
+    """
+    for name, array in arrays.items():
+        if array.size and not (math.isfinite(array.min()) and math.isfinite(array.max())):
+            raise UserError(f"{name} holds a NaN or an infinity: training diverged. Lower the learning rate.")
     storage.write_tensors(path, arrays, {"minipeft": json.dumps(record)})
 
 
@@ -30,9 +40,11 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, 
     try:
         arrays, metadata = storage.read_tensors(path)
         record = json.loads(metadata["minipeft"])
+        if not isinstance(record, dict) or not record.keys() >= FIELDS:
+            raise UserError(f"Its record lacks some of {', '.join(sorted(FIELDS))}.")
     except (UserError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"The checkpoint {path} cannot be read: {error} {advice}") from error
-    if record.get("run") != json.loads(json.dumps(expected)):
+    if record["run"] != json.loads(json.dumps(expected)):
         raise UserError(f"The checkpoint {path} belongs to a run with other settings. {advice}")
     return arrays, record
 

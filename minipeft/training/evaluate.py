@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from minipeft.autograd import functional, no_grad
 from minipeft.backend import active
+from minipeft.backend.workers import Workers
 from minipeft.data import EncodedSet, collate, sorted_order
 from minipeft.errors import UserError
 from minipeft.nn import Module
@@ -20,24 +22,31 @@ class Score:
     predictions: list[int]
 
 
-def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 64) -> Score:
-    """Score a classifier. Dropout is off inside, and as it was afterwards.
+def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 64, workers: int = 1) -> Score:
+    """Score a classifier. Dropout is off inside, and as it was afterwards. The batches are shared among the workers.
 
     Raises:
         UserError: the data set is empty, or a label is not one of the model's classes.
     """
     if not len(dataset):
         raise UserError("There are no rows to evaluate on.")
+
+    def score(indices: Any) -> tuple[Any, float]:
+        with no_grad():
+            batch = collate(dataset, indices, pad_id)
+            logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            loss = functional.cross_entropy(logits, batch.labels, reduction="sum").item()
+            return active().to_numpy(logits.data.argmax(axis=-1)), loss
+
     was_training = model.training
     model.eval()
     predictions, loss = [0] * len(dataset), 0.0
+    batches = sorted_order(dataset.lengths, batch_size)
     try:
-        with no_grad():
-            for indices in sorted_order(dataset.lengths, batch_size):
-                batch = collate(dataset, indices, pad_id)
-                logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-                loss += functional.cross_entropy(logits, batch.labels, reduction="sum").item()
-                for row, prediction in zip(indices, active().to_numpy(logits.data.argmax(axis=-1)), strict=True):
+        with Workers(workers) as pool, no_grad(), model.prepared():
+            for indices, (classes, batch_loss) in zip(batches, pool.map(score, batches), strict=True):
+                loss += batch_loss
+                for row, prediction in zip(indices, classes, strict=True):
                     predictions[row] = int(prediction)
     finally:
         model.train(was_training)

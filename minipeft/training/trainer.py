@@ -15,11 +15,13 @@ from typing import Any
 
 from minipeft.autograd import Tensor, functional
 from minipeft.backend import Array, active, random
+from minipeft.backend.workers import Workers
 from minipeft.data import Batch, EncodedSet, bucketed_order, collate
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_grad_norm
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
+from minipeft.training.parallel import ShardedGradients, split
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class TrainingConfig:
         warmup: the part of all steps in which the rate climbs.
         schedule: "linear", "cosine" or "constant".
         clip: largest norm of the gradient; 0 for no clipping.
+        workers: threads that share each batch; runs with the same number of them give the same bits.
         checkpoint_seconds: how often to write a checkpoint, besides the end of each epoch.
     """
 
@@ -44,11 +47,12 @@ class TrainingConfig:
     warmup: float = 0.1
     schedule: str = "linear"
     clip: float = 1.0
+    workers: int = 1
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0 or not 0 <= self.warmup <= 1:
-            raise UserError("Training needs epochs ≥ 1, batch_size ≥ 1, lr > 0 and warmup in [0, 1].")
+        if min(self.epochs, self.batch_size, self.workers) < 1 or not self.lr > 0 or not 0 <= self.warmup <= 1:
+            raise UserError("Training needs epochs, batch_size and workers ≥ 1, lr > 0 and warmup in [0, 1].")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
 
@@ -88,6 +92,7 @@ class Trainer:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
         self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.gradients = ShardedGradients(self.optimizer.flat)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
         shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
@@ -119,11 +124,11 @@ class Trainer:
         losses: list[Array] = []  # on the device, fetched at the end of an epoch or at a checkpoint
         started = last_save = time.perf_counter()
         self.model.train()
-        with interrupt_between_steps() as interrupted:
+        with interrupt_between_steps() as interrupted, Workers(self.config.workers) as workers:
             for epoch in range(step // self.steps_per_epoch, self.config.epochs):
                 for indices in self.batches(epoch)[step - epoch * self.steps_per_epoch :]:
                     began = time.perf_counter()
-                    losses.append(self._step(step, collate(self.dataset, indices, self.pad_id)))
+                    losses.append(self._step(step, indices, workers))
                     now = time.perf_counter()
                     times.append(now - began)
                     step += 1
@@ -143,22 +148,23 @@ class Trainer:
         self.model.eval()
         return result
 
-    def _step(self, step: int, batch: Batch) -> Array:
-        random.at_step(step)
-        config, optimizer = self.config, self.optimizer
-        optimizer.zero_grad()
-        loss = self.loss(batch)
-        loss.backward()
+    def _step(self, step: int, indices: Any, workers: Workers) -> Array:
+        config, flat = self.config, self.optimizer.flat
+        shards = [collate(self.dataset, rows, self.pad_id) for rows in split(indices, config.workers)]
+        loss = self.gradients.compute(self.model, shards, step, workers)
         if config.clip:
-            clip_grad_norm(optimizer.flat.grad, config.clip)
-        optimizer.step(config.lr * SCHEDULES[config.schedule](step, self.total, round(config.warmup * self.total)))
-        return loss.data
+            clip_grad_norm(flat.grad, config.clip)
+        factor = SCHEDULES[config.schedule](step, self.total, round(config.warmup * self.total))
+        self.optimizer.step(config.lr * factor)
+        return loss
 
     def _fetch(self, losses: list[Array], result: TrainingResult, step: int) -> None:
         result.losses += [float(active().to_numpy(loss)) for loss in losses]
         losses.clear()
         if not result.losses[-1] < float("inf"):  # also catches NaN
-            raise UserError(f"The loss is {result.losses[-1]} at step {step}: training diverged. Lower the learning rate.")
+            raise UserError(
+                f"The loss is {result.losses[-1]} at step {step}: training diverged. Lower the learning rate."
+            )
 
     def _save(self, step: int, result: TrainingResult) -> None:
         if self.checkpoint is not None:

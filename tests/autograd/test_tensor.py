@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minipeft.autograd import Tensor, concatenate, functional, no_grad
-from minipeft.autograd.tensor import Partial, count_nodes, grad_enabled, record, saved_arrays
+from minipeft.autograd.tensor import Partial, backward, count_nodes, grad_enabled, record, saved_arrays
 from minipeft.errors import UserError
 
 
@@ -159,6 +159,31 @@ def test_a_deep_chain_is_dropped_without_recursion():
     del y
 
 
+def test_several_roots_at_once_share_the_graph_below():
+    x, y = leaf(2.0), leaf(5.0)
+    shared = x * y
+    frozen = Tensor(np.array(1.0))
+    backward([shared * 3.0, shared * shared, frozen, x], [np.array(g) for g in (1.0, 10.0, 7.0, 100.0)])
+    through = 3 + 10 * 2 * 10  # what reaches `shared`
+    assert x.grad == 5 * through + 100
+    assert y.grad == 2 * through
+
+
+def test_a_sink_gets_the_gradients_instead_of_the_leaves():
+    x, got = leaf([1.0, 2.0]), []
+    y = x * 3.0 + x[:1]
+    backward([y], [np.ones(2)], sink=lambda target, g: got.append((target, g)))
+    assert x.grad is None
+    assert all(target is x for target, _ in got)
+    total = np.zeros(2)
+    for _, g in got:
+        if isinstance(g, Partial):
+            total[g.index] += g.value
+        else:
+            total += g
+    assert total.tolist() == [5, 4]  # x[:1] broadcasts: its gradient is summed
+
+
 # ---- once only
 
 
@@ -271,6 +296,29 @@ def test_linear_with_a_frozen_weight_does_not_keep_its_input():
     assert holds(saved_arrays(frozen), w.data)
     trained = functional.linear(hidden, leaf(np.ones((3, 2))))
     assert holds(saved_arrays(trained), hidden.data)
+
+
+@pytest.mark.parametrize(
+    ("f", "kept"),
+    [
+        (lambda x: functional.linear(x, Tensor(np.ones((3, 2)))), False),
+        (lambda x: functional.linear(x, leaf(np.ones((3, 2)))), True),
+        (functional.gelu, False),
+        (functional.softmax, False),
+        (lambda x: functional.layer_norm(x, Tensor(np.ones(3)), None), False),
+        (lambda x: x + 1.0, False),
+        (lambda x: x * x, True),
+    ],
+)
+def test_the_input_is_really_gone_when_it_is_not_kept(f, kept):
+    """Not what the tape says of itself, but what Python still holds."""
+    hidden = leaf(np.ones((4, 3))) * 1.0
+    watch = weakref.ref(hidden.data)
+    out = f(hidden)
+    del hidden
+    gc.collect()
+    assert (watch() is not None) == kept
+    assert out.requires_grad
 
 
 def test_linear_of_a_frozen_input_does_not_keep_the_weight():

@@ -99,5 +99,7 @@ def test_only_the_backend_the_data_and_the_report_know_an_array_library(path):
 
 
 def test_the_rule_itself_sees_what_it_should():
-    source = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    from c.d import e\ntry:\n    import g.h\nfinally:\n    pass"
+    source = (
+        "if TYPE_CHECKING:\n import a\nelse:\n import b\ndef f():\n from c.d import e\ntry:\n import g.h\nfinally:\n 1"
+    )
     assert [name for _, name in imports(ast.parse(source))] == ["b", "c.d.e", "g.h"]

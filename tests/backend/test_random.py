@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,26 @@ def test_dropout_keys_are_a_function_of_seed_step_and_call():
     random.seed(1)
     random.at_step(7)
     assert not set(first) & {random.dropout_key() for _ in range(5)}
+
+
+def test_each_shard_of_a_batch_and_each_thread_has_keys_of_its_own():
+    random.at_step(7, shard=1)
+    first = [random.dropout_key() for _ in range(3)]
+    elsewhere: list[int] = []
+
+    def work():
+        random.at_step(7, shard=0)
+        elsewhere.extend(random.dropout_key() for _ in range(5))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    first += [random.dropout_key() for _ in range(2)]  # not disturbed by the other thread
+    random.at_step(7, shard=1)
+    assert [random.dropout_key() for _ in range(5)] == first
+    assert not set(first) & set(elsewhere)
+    random.at_step(7)
+    assert [random.dropout_key() for _ in range(5)] == elsewhere, "a key depends on the shard, not on the thread"
 
 
 def test_the_global_state_of_numpy_is_neither_read_nor_moved():

@@ -76,6 +76,16 @@ def test_the_transpose_also_where_M_is_made_of_several_chunks(kind: str) -> None
 
 
 @every_kind
+def test_no_two_stretches_of_M_are_alike(kind: str) -> None:
+    """However long θ is, its pieces are moved independently: nothing is drawn twice."""
+    d, size, piece = 2, 200_000, 1 << 16
+    M = matrix(projection(kind, d, size), d)
+    for start in (2, 1000, piece, 2 * piece):
+        a, b = M[:, :piece].ravel(), M[:, start : start + piece].ravel()
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.03
+
+
+@every_kind
 def test_float32_goes_through_as_float32(kind: str) -> None:
     P = projection(kind, 10, 1000)
     assert P.forward(np.ones(10, dtype=np.float32)).dtype == np.float32

@@ -368,6 +368,7 @@ def test_the_targets_and_no_others(targets: Any, expected: set[str]) -> None:
         (("q_proj", "v_prj"), "v_prj", "v_proj"),  # one of several misses
         (("q_proj", "blocks.7.v_proj"), "blocks.7.v_proj", r"blocks\.\d\.v_proj"),
         ("all_linear", "all_linear", "all-linear"),
+        ("proj", "proj", "q_proj"),  # a name is matched whole, or from a dot on
         ("attn_norm", "attn_norm", "known"),  # exists, and is no linear layer
         ("classifier", "classifier", "known"),  # the head is trained whole
     ],

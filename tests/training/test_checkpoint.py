@@ -264,7 +264,7 @@ def test_without_a_checkpoint_ctrl_c_stops_after_the_step_too(monkeypatch: pytes
 # ---- damaged, or of another run
 
 
-def refused(path: Path, message: str = "", **options: Any) -> None:
+def refused(path: Path, message: str, **options: Any) -> None:
     """The run is refused with the file's name, the weights are as they were, and the file is left where it was."""
     content = path.read_bytes()
     made = make(path, **options)
@@ -291,7 +291,11 @@ def test_a_checkpoint_cut_short(checkpoint: Path, part: float) -> None:
     refused(checkpoint, "cannot be read")
 
 
-@pytest.mark.parametrize("content", [b"garbage", b"\0" * 100, b"\xff" * 100, os.urandom(1000), b'{"step": 3}'])
+GARBAGE = {"word": b"garbage", "zeros": bytes(100), "ones": b"\xff" * 100, "json": b'{"step": 3}'}
+GARBAGE["noise"] = np.random.default_rng(0).bytes(1000)
+
+
+@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_in_the_place_of_a_checkpoint(checkpoint: Path, content: bytes) -> None:
     checkpoint.write_bytes(content)
     refused(checkpoint, "cannot be read")
@@ -307,7 +311,7 @@ def metadata_of(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 )
 def test_a_safetensors_file_that_is_no_checkpoint(checkpoint: Path, metadata: dict[str, str] | None) -> None:
     storage.write_tensors(checkpoint, {"theta": np.zeros(3, dtype=np.float32)}, metadata)
-    refused(checkpoint)
+    refused(checkpoint, "cannot be read")
 
 
 @pytest.mark.parametrize("missing", ["step", "losses", "seconds"])
@@ -362,15 +366,8 @@ def test_a_run_that_diverges_leaves_the_last_good_checkpoint(tmp_path: Path) -> 
     made.on_step = poison
     with pytest.raises(UserError, match="diverged"):
         made.run()
-    assert steps_in(path) == 4 or steps_in(path) == 3
-    arrays = np.concatenate([array for array in _raw(path).values()])
-    assert np.isfinite(arrays).all()
-
-
-def _raw(path: Path) -> dict[str, np.ndarray]:
-    import safetensors.numpy
-
-    return safetensors.numpy.load_file(path)
+    assert steps_in(path) == 3
+    assert all(np.isfinite(array).all() for array in storage.read_tensors(path)[0].values())
 
 
 def test_the_checkpoint_stays_for_the_caller_to_remove_and_nothing_else_is_left(tmp_path: Path) -> None:

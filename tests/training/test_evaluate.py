@@ -90,7 +90,12 @@ def test_the_mode_is_restored_in_every_module_also_after_an_error(mode: bool) ->
 def test_nothing_moves_and_nothing_is_recorded() -> None:
     model = tiny_model()
     before = bits(model)
-    evaluate(model, DATA, PAD)
+    seen = []
+    call = model.forward
+    model.forward = lambda *inputs: seen.append(call(*inputs)) or seen[-1]
+    evaluate(model, DATA, PAD, batch_size=8)
+    assert len(seen) == len(DATA) / 8
+    assert not any(out.requires_grad for out in seen)
     assert bits(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -1,0 +1,119 @@
+"""Batch shards: each worker runs the forward and backward pass of its part of the batch.
+
+Each writes a gradient vector of its own, and the vectors are added in a fixed order: the same seed and number of workers
+give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minipeft.autograd import Tensor, functional
+from minipeft.autograd.tensor import Partial, backward
+from minipeft.backend import Array, active, random
+from minipeft.backend.workers import Workers, parallel_map, parallel_slices
+from minipeft.data import Batch
+from minipeft.nn import Module
+from minipeft.optim import FlatParameters
+
+
+class ShardedGradients:
+    """Computes the gradient of a batch's mean loss into a flat vector, shard by shard."""
+
+    def __init__(self, flat: FlatParameters) -> None:
+        self.flat = flat
+        self._own: dict[int, Array] = {}  # the gradient vectors of the shards after the first
+        self._shared: dict[int, Array] = {}  # and those of what the shards share (see Module.prepared)
+
+    def compute(self, model: Module, shards: Sequence[Batch], step: int, workers: Workers) -> Array:
+        """Write dL/dθ to `flat.grad` and return L, the mean cross-entropy over the rows of all shards (a 0-d array)."""
+        rows = sum(len(shard) for shard in shards)
+        with model.prepared() as shared:
+            leaves = [leaf for _, leaf in shared]
+
+            def run(i: int) -> tuple[Array, Sink, Sink]:
+                random.at_step(step, i)
+                own = Sink(
+                    self.flat.parameters, self.flat.grad if i == 0 else self._vector(self._own, i, self.flat.grad)
+                )
+                rest = Sink(leaves, self._vector(self._shared, i, leaves))
+                shard = shards[i]
+                logits = model(shard.input_ids, shard.attention_mask, shard.token_type_ids)
+                loss = functional.cross_entropy(logits, shard.labels, reduction="sum") * (1 / rows)
+                backward(
+                    [loss],
+                    [active().xp.ones_like(loss.data)],
+                    lambda leaf, g: (rest if leaf in rest else own).add(leaf, g),
+                )
+                own.finish()
+                rest.finish()
+                return loss.data, own, rest
+
+            results = workers.map(run, range(len(shards)))
+            _add_up([own.vector for _, own, _ in results])
+            _add_up([rest.vector for _, _, rest in results])
+            if leaves:
+                views = results[0][2].views
+                sink = Sink(self.flat.parameters, self.flat.grad, fresh=False)
+                backward([tensor for tensor, _ in shared], [views[id(leaf)] for leaf in leaves], sink.add)
+        return sum((loss for loss, _, _ in results[1:]), start=results[0][0])
+
+    def _vector(self, kept: dict[int, Array], i: int, like: Any) -> Array:
+        if i not in kept:
+            xp = active().xp
+            size = like.size if hasattr(like, "size") else sum((leaf.numel() for leaf in like), start=0)
+            kept[i] = xp.empty(size, dtype=self.flat.grad.dtype)
+        return kept[i]
+
+
+class Sink:
+    """Takes the gradients of `leaves` into consecutive pieces of a vector. A fresh one overwrites what is there."""
+
+    def __init__(self, leaves: Sequence[Tensor], vector: Array, fresh: bool = True) -> None:
+        self.vector = vector
+        self.views: dict[int, Array] = {}
+        start = 0
+        for leaf in leaves:
+            self.views[id(leaf)] = vector[start : start + leaf.numel()].reshape(leaf.shape)
+            start += leaf.numel()
+        self.empty = set(self.views) if fresh else set()
+
+    def __contains__(self, leaf: Tensor) -> bool:
+        return id(leaf) in self.views
+
+    def add(self, leaf: Tensor, g: Any) -> None:
+        """Add a gradient, an array or a `Partial`."""
+        view = self.views[id(leaf)]
+        first = id(leaf) in self.empty
+        self.empty.discard(id(leaf))
+        if isinstance(g, Partial):
+            if first:
+                view.fill(0)
+            view[g.index] += g.value
+        elif first:
+            view[...] = g
+        else:
+            view += g
+
+    def finish(self) -> None:
+        """Leaves that no gradient has reached have a gradient of zero."""
+        for key in self.empty:
+            self.views[key].fill(0)
+
+
+def _add_up(vectors: list[Array]) -> None:
+    """Add the other vectors to the first, in their order."""
+
+    def add(cut: slice) -> None:
+        for other in vectors[1:]:
+            vectors[0][cut] += other[cut]
+
+    if len(vectors) > 1:
+        parallel_map(add, parallel_slices(vectors[0].size))
+
+
+def split(indices: Any, shards: int) -> list[Any]:
+    """At most `shards` parts of nearly equal size, none of them empty."""
+    shards = min(shards, len(indices))
+    return [indices[i::shards] for i in range(shards)]
