@@ -10,7 +10,9 @@ import numpy as np
 import minipeft as mp
 from minipeft.models import Bert
 
-WORDS = ["good", "fine", "great", "nice", "bad", "poor", "awful", "sad", "film", "book", "day", "meal", "the", "a", "was", "is"]
+GOOD, BAD = ["good", "fine", "great", "nice"], ["bad", "poor", "awful", "sad"]
+OTHER = ["film", "book", "day", "meal", "the", "a", "was", "is"]
+WORDS = GOOD + BAD + OTHER
 CONFIG = {
     "model_type": "bert",
     "architectures": ["BertModel"],
@@ -47,7 +49,7 @@ def write_task(path: Path, rows: int = 400) -> Path:
     with path.open("w") as file:
         for _ in range(rows):
             label = int(rng.integers(2))
-            words = rng.choice(WORDS[8:], size=int(rng.integers(3, 9))).tolist()
-            words[int(rng.integers(len(words)))] = str(rng.choice(WORDS[4 * label : 4 * label + 4]))
+            words = rng.choice(OTHER, size=int(rng.integers(3, 9))).tolist()
+            words[int(rng.integers(len(words)))] = str(rng.choice([GOOD, BAD][label]))
             file.write(json.dumps({"text": " ".join(words), "label": ["good", "bad"][label]}) + "\n")
     return path

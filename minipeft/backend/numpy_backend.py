@@ -16,7 +16,7 @@ from minipeft.backend.workers import parallel_map, parallel_slices
 
 BLOCK = 16_384  # elements: 64 KB of float32, a few of which fit a 512 KB cache
 
-# Abramowitz and Stegun, Handbook of Mathematical Functions, formula 7.1.26: |error| < 1.5e-7, float32's own precision
+# Abramowitz and Stegun, Handbook of Mathematical Functions, formula 7.1.26: |error| < 1.5e-7, and float32's rounding
 ERF_P = 0.3275911
 ERF_A = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
@@ -43,6 +43,8 @@ class NumpyBackend(Backend):
 
     def scatter_rows(self, indices: Array, rows: Array) -> tuple[Array, Array]:
         """Sort by index, then add each run of equal ones: the order of the additions is fixed, so are the bits."""
+        if not indices.size:
+            return indices, rows
         order = np.argsort(indices, kind="stable")
         ordered = indices[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
@@ -59,7 +61,7 @@ class NumpyBackend(Backend):
         """As the base's, block by block: Φ and φ share one exponential."""
         if x.dtype != np.float32:
             return super().gelu(x, tanh)
-        x = np.ascontiguousarray(x)
+        x = np.asarray(x, order="C")
         value, slope = np.empty_like(x), np.empty_like(x)
         kernel = _gelu_tanh_block if tanh else _gelu_block
         a, b, c = (np.empty(min(BLOCK, x.size), dtype=x.dtype) for _ in range(3))

@@ -48,7 +48,9 @@ def test_a_row_for_every_method_and_seed_and_none_is_run_twice(world, tmp_path):
 
 
 def test_the_columns_say_what_they_should(world, tmp_path):
-    rows = {r["method"]: r for r in read(compare(settings(world, epochs=1), parse_methods(METHODS), 1, tmp_path / "run"))}
+    rows = {
+        r["method"]: r for r in read(compare(settings(world, epochs=1), parse_methods(METHODS), 1, tmp_path / "run"))
+    }
     d, classes = 16, 2
     head = d * d + d + d * classes + classes
     number = lambda method, column: float(rows[method][column])
@@ -90,7 +92,9 @@ compare(Settings(model, task, 200, 60, 3, 8, 16), parse_methods(methods), 1, Pat
 def test_killed_at_any_point_and_started_again_it_ends_with_the_same_results(world, tmp_path):
     def start(out, kill_after):
         arguments = [*world, METHODS, tmp_path / out, str(kill_after)]
-        return subprocess.run([sys.executable, "-c", RUN, *arguments], stderr=subprocess.DEVNULL).returncode
+        return subprocess.run(
+            [sys.executable, "-c", RUN, *arguments], stderr=subprocess.DEVNULL, check=False
+        ).returncode
 
     assert start("whole", 0) == 0
     rng = random.Random(5)
@@ -111,7 +115,9 @@ def test_an_interrupt_leaves_a_run_that_goes_on(world, tmp_path):
         compare(settings(world), specs, 1, tmp_path / "run", stop_in_the_second)
     assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 1
     steps = []
-    resumed = compare(settings(world), specs, 1, tmp_path / "run", lambda p: steps.append(p.step) if not p.row else None)
+    resumed = compare(
+        settings(world), specs, 1, tmp_path / "run", lambda p: steps.append(p.step) if not p.row else None
+    )
     assert steps[0] == 31
     assert read(resumed) == read(compare(settings(world), specs, 1, tmp_path / "whole"))
 

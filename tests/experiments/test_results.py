@@ -11,7 +11,14 @@ from minipeft.report import summary
 
 
 def row(method="lora", seed=0, **changes):
-    return {**dict.fromkeys(COLUMNS, 1), "method": method, "setting": "8", "seed": seed, "loss_curve": "1:0.5", **changes}
+    return {
+        **dict.fromkeys(COLUMNS, 1),
+        "method": method,
+        "setting": "8",
+        "seed": seed,
+        "loss_curve": "1:0.5",
+        **changes,
+    }
 
 
 def test_the_columns_are_those_that_the_report_reads():

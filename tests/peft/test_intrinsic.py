@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import BLOCK, EMBED, LAYERS, D, bits, call, disturb, logits, loss_of, take_steps, tiny_model
+from tiny import BLOCK, DATA, EMBED, LAYERS, PAD, D, bits, call, disturb, logits, loss_of, take_steps, tiny_model
 
 import minipeft as mp
 from minipeft import UserError
+from minipeft.data import EncodedSet
 from minipeft.optim import AdamW
 from minipeft.peft import IntrinsicConfig, PeftModel, get_peft_model
 from minipeft.peft.projection import PROJECTIONS, Projection
+from minipeft.training import Trainer, TrainingConfig, evaluate
 
 KINDS = tuple(PROJECTIONS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -94,10 +96,11 @@ def test_float32_goes_through_as_float32(kind: str) -> None:
 
 @every_kind
 @pytest.mark.parametrize("d", [1, 2, 50, 64])
-def test_rows_have_length_one_and_are_nearly_orthogonal(kind: str, d: int) -> None:
+def test_rows_have_one_length_and_are_nearly_orthogonal(kind: str, d: int) -> None:
+    """The length is √(D/d): a parameter moves about as far as a coordinate of θ_d does, whatever d and D are."""
     size = 20_003
     M = matrix(projection(kind, d, size), d)
-    gram = M @ M.T
+    gram = (M @ M.T) * (d / size)
     np.testing.assert_allclose(np.diag(gram), 1, atol=0.05)
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 6 / math.sqrt(size)
 
@@ -112,21 +115,21 @@ def test_sparse_rows_have_root_D_entries_of_one_size() -> None:
     M = matrix(projection("sparse", 30, 1000), 30)
     k = math.ceil(math.sqrt(1000))
     assert ((M != 0).sum(axis=1) == k).all()
-    np.testing.assert_allclose(np.abs(M[M != 0]), 1 / math.sqrt(k), rtol=1e-6)
+    np.testing.assert_allclose(np.abs(M[M != 0]), math.sqrt(1000 / (30 * k)), rtol=1e-6)
     assert 0.4 < (M[M != 0] > 0).mean() < 0.6
 
 
-def test_dense_entries_are_normal_with_variance_one_over_D() -> None:
+def test_dense_entries_are_normal_with_variance_one_over_d() -> None:
     M = matrix(projection("dense", 50, 2000), 50)
-    assert M.var() * 2000 == pytest.approx(1, rel=0.02)
+    assert M.var() * 50 == pytest.approx(1, rel=0.02)
     assert np.mean(np.abs(M) > 2 * M.std()) == pytest.approx(0.0455, abs=0.005)
 
 
 def test_fastfood_moves_every_parameter_of_a_whole_block_equally_far() -> None:
     d, size = 16, 160
     M = matrix(projection("fastfood", d, size), d)
-    np.testing.assert_allclose((M * M).sum(axis=0), d / size, rtol=1e-5)
-    np.testing.assert_allclose((M * M).sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose((M * M).sum(axis=0), 1, rtol=1e-5)
+    np.testing.assert_allclose((M * M).sum(axis=1), size / d, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["dense", "fastfood"])
@@ -355,6 +358,24 @@ def test_the_forward_without_gradients_equals_the_recorded_one_and_follows_theta
     assert not np.array_equal(seen[0], seen[1])
     take_steps(m, 1)
     assert np.array_equal(logits(m), call(m).numpy())
+
+
+@pytest.mark.parametrize("structure_aware", [False, True])
+def test_after_the_trainer_and_after_an_error_in_it_the_forward_still_uses_theta(structure_aware: bool) -> None:
+    m = get_peft_model(tiny_model(), IntrinsicConfig(d=60, structure_aware=structure_aware))
+    config = TrainingConfig(lr=0.05, epochs=1, batch_size=8)
+    Trainer(m, DATA, PAD, config).run()
+    bad = EncodedSet(DATA.encodings, DATA.labels + 1, DATA.lengths)
+    with pytest.raises(UserError, match="class"):
+        Trainer(m, bad, PAD, config).run()
+    with pytest.raises(UserError, match="class"):
+        evaluate(m, bad, PAD)
+    trained = logits(m)
+    assert np.array_equal(call(m).numpy(), trained)
+    with m.disable_adapter():
+        assert not np.array_equal(logits(m), trained)
+    m.merge_adapter()
+    assert np.array_equal(logits(m), trained)
 
 
 def test_an_unchanged_theta_d_is_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,17 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
         assert np.array_equal(vector, resumed.optimizer.state_dict()[name])
 
 
+@pytest.mark.parametrize("method", [LoraConfig(lora_dropout=0.2), IntrinsicConfig(d=40)], ids=["lora", "did"])
+def test_with_two_workers_too(method: Any, tmp_path: Path) -> None:
+    config = TrainingConfig(lr=0.01, epochs=3, batch_size=8, workers=2, checkpoint_seconds=0.0)
+    whole = make(None, config, method)
+    expected = whole.run()
+    stopped_at(8, tmp_path / "run.ckpt", config=config, method=method)
+    resumed = make(tmp_path / "run.ckpt", config, method)
+    assert resumed.run().losses == expected.losses
+    assert bits(resumed.model) == bits(whole.model)
+
+
 def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     whole = make(None)
     expected = whole.run()
@@ -181,9 +192,9 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     reference = start(whole, 0)
     rng = np.random.default_rng()
     for wanted in (1, 12):  # at least so many steps, then a moment at random within the next few
-        process = start(killed, 0.004)
+        process = start(killed, 0.02)  # 40 steps: there is time left to be killed in
         wait_for(lambda: steps_in(killed / "run.ckpt") >= wanted, process)  # noqa: B023
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, 0.04))
         process.kill()
         process.wait()
         assert not (killed / "end.npz").exists(), "it was to be killed before its end"
@@ -199,22 +210,25 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 # ---- interrupted
 
 
-@pytest.mark.parametrize("config", [EVERY_STEP, EPOCHS_ONLY])
-def test_ctrl_c_within_a_step_ends_the_step_keeps_it_and_stops(
-    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def press_ctrl_c_within(step: int, made: Trainer) -> None:
+    """Ctrl-C comes while the model computes, in the step that many steps have gone before."""
+    forward = made.model.forward
+
+    def interrupted_forward(*inputs: Any) -> Any:
+        if len(made.seen) == step:
+            signal.raise_signal(signal.SIGINT)
+        return forward(*inputs)
+
+    made.model.forward = interrupted_forward
+
+
+@pytest.mark.parametrize("config", [EVERY_STEP, EPOCHS_ONLY], ids=["every-step", "epochs-only"])
+def test_ctrl_c_within_a_step_ends_the_step_keeps_it_and_stops(config: TrainingConfig, tmp_path: Path) -> None:
     whole = make(None)
     expected = whole.run()
     path = tmp_path / "run.ckpt"
-    made = make(path, config)
-    loss, before = made.loss, signal.getsignal(signal.SIGINT)
-
-    def interrupted_loss(batch: Any) -> Any:
-        if len(made.seen) == 6:  # in the seventh step
-            signal.raise_signal(signal.SIGINT)
-        return loss(batch)
-
-    monkeypatch.setattr(made, "loss", interrupted_loss)
+    made, before = make(path, config), signal.getsignal(signal.SIGINT)
+    press_ctrl_c_within(6, made)
     with pytest.raises(KeyboardInterrupt):
         made.run()
     assert made.seen == list(range(1, 8))
@@ -226,19 +240,14 @@ def test_ctrl_c_within_a_step_ends_the_step_keeps_it_and_stops(
     assert bits(resumed.model) == bits(whole.model)
 
 
-@pytest.mark.xfail(reason="the last step is not kept: Trainer saves only while step < total", strict=True)
-def test_ctrl_c_within_the_last_step_keeps_it_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run.ckpt"
-    made = make(path, EPOCHS_ONLY)
-    loss = made.loss
-    monkeypatch.setattr(
-        made,
-        "loss",
-        lambda batch: signal.raise_signal(signal.SIGINT) or loss(batch) if len(made.seen) == 14 else loss(batch),
-    )
+@pytest.mark.xfail(reason="Trainer.run saves only while step < total", strict=True, raises=AssertionError)
+def test_ctrl_c_within_the_last_step_keeps_it_as_well(tmp_path: Path) -> None:
+    made = make(tmp_path / "run.ckpt", EPOCHS_ONLY)
+    press_ctrl_c_within(14, made)
     with pytest.raises(KeyboardInterrupt):
         made.run()
-    assert steps_in(path) == 15
+    assert made.seen == list(range(1, 16))
+    assert steps_in(tmp_path / "run.ckpt") == 15
 
 
 def test_a_second_ctrl_c_breaks_in_at_once() -> None:
@@ -252,10 +261,9 @@ def test_a_second_ctrl_c_breaks_in_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_without_a_checkpoint_ctrl_c_stops_after_the_step_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_checkpoint_ctrl_c_stops_after_the_step_too() -> None:
     made = make(None)
-    loss = made.loss
-    monkeypatch.setattr(made, "loss", lambda batch: signal.raise_signal(signal.SIGINT) or loss(batch))
+    press_ctrl_c_within(0, made)
     with pytest.raises(KeyboardInterrupt):
         made.run()
     assert made.seen == [1]
@@ -336,15 +344,36 @@ def test_a_checkpoint_with_a_nan_in_it(checkpoint: Path) -> None:
         {"config": TrainingConfig(lr=0.01, epochs=4, batch_size=8)},
         {"config": TrainingConfig(lr=0.01, epochs=3, batch_size=4)},
         {"config": TrainingConfig(lr=0.01, epochs=3, batch_size=8, schedule="cosine")},
+        {"config": TrainingConfig(lr=0.01, epochs=3, batch_size=8, workers=2)},
         {"method": LoraConfig()},
         {"method": TopKConfig(2)},
         {"identity": {"seed": 1}},
         {"dataset": tiny_data(rows=39)},
     ],
-    ids=["lr", "epochs", "batch", "schedule", "lora", "topk", "identity", "rows"],
+    ids=["lr", "epochs", "batch", "schedule", "workers", "lora", "topk", "identity", "rows"],
 )
 def test_a_checkpoint_of_other_settings(checkpoint: Path, options: dict[str, Any]) -> None:
     refused(checkpoint, "other settings", **options)
+
+
+@pytest.mark.xfail(reason="the run's record holds neither the method's settings nor the seed", strict=True)
+@pytest.mark.parametrize(
+    ("before", "after", "seed"),
+    [
+        (LoraConfig(lora_alpha=8), LoraConfig(lora_alpha=16), 0),
+        (IntrinsicConfig(d=40, seed=0), IntrinsicConfig(d=40, seed=1), 0),
+        (LoraConfig(), LoraConfig(), 1),
+    ],
+    ids=["alpha", "seed-of-M", "root-seed"],
+)
+def test_a_checkpoint_of_the_same_shapes_but_another_run(before: Any, after: Any, seed: int, tmp_path: Path) -> None:
+    """Pitfall: alpha not saved."""
+    path = tmp_path / "run.ckpt"
+    stopped_at(3, path, method=before)
+    other = make(path, method=after)
+    mp.seed(seed)
+    with pytest.raises(UserError, match="other settings"):
+        other.run()
 
 
 def test_an_identity_that_json_writes_in_another_way_is_still_the_same(tmp_path: Path) -> None:

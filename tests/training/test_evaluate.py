@@ -47,6 +47,15 @@ def test_the_batch_size_does_not_matter(batch_size: int) -> None:
     assert score.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", [None, LoraConfig(), IntrinsicConfig(d=60)])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_workers_does_not_matter(workers: int, method: Any) -> None:
+    model = tiny_model() if method is None else get_peft_model(tiny_model(), method)
+    expected, score = evaluate(model, DATA, PAD, 8), evaluate(model, DATA, PAD, 8, workers)
+    assert score.predictions == expected.predictions
+    assert score.loss == pytest.approx(expected.loss, rel=1e-5)
+
+
 def test_the_order_does_not_matter_and_predictions_follow_it() -> None:
     order = np.random.default_rng(0).permutation(len(DATA))
     shuffled = EncodedSet(tuple(DATA.encodings[i] for i in order), DATA.labels[order], DATA.lengths[order])
@@ -87,13 +96,14 @@ def test_the_mode_is_restored_in_every_module_also_after_an_error(mode: bool) ->
     assert {module.training for _, module in m.named_modules()} == {mode}
 
 
-def test_nothing_moves_and_nothing_is_recorded() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_moves_and_nothing_is_recorded(workers: int) -> None:
     model = tiny_model()
     before = bits(model)
     seen = []
     call = model.forward
     model.forward = lambda *inputs: seen.append(call(*inputs)) or seen[-1]
-    evaluate(model, DATA, PAD, batch_size=8)
+    evaluate(model, DATA, PAD, 8, workers)
     assert len(seen) == len(DATA) / 8
     assert not any(out.requires_grad for out in seen)
     assert bits(model) == before

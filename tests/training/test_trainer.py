@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import BATCH, DATA, PAD, VOCAB, bits, logits, tiny_data, tiny_model
+from tiny import BATCH, DATA, PAD, VOCAB, bits, disturb, logits, tiny_data, tiny_model
 
 import minipeft as mp
 from minipeft import UserError
@@ -139,21 +139,19 @@ def test_a_schedule_is_one_after_the_warmup_and_zero_at_the_end(schedule: str) -
     assert factor(99, 100, 100) < 1  # nothing but warm-up
 
 
-@pytest.mark.parametrize(("clip", "clipped"), [(0.05, True), (0.0, False), (1e6, False)])
-def test_the_gradient_is_clipped_by_its_norm(clip: float, clipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trainer(TrainingConfig(epochs=1, batch_size=8, clip=clip))
-    norms: list[float] = []
-    step = made.optimizer.step
-    monkeypatch.setattr(
-        made.optimizer,
-        "step",
-        lambda lr: norms.append(float(np.linalg.norm(made.optimizer.flat.grad))) or step(lr),
-    )
-    made.run()
-    if clipped:
-        np.testing.assert_allclose(norms, clip, rtol=1e-3)
-    else:
-        assert min(norms) > 0.05
+def test_the_gradient_is_clipped_by_its_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_gradient(clip: float) -> np.ndarray:
+        made = trainer(TrainingConfig(epochs=1, batch_size=8, clip=clip))
+        flat, step = made.optimizer.flat, made.optimizer.step
+        seen: list[np.ndarray] = []
+        monkeypatch.setattr(made.optimizer, "step", lambda lr: seen.append(flat.grad.copy()) or step(lr))
+        made.run()
+        return seen[0]
+
+    free = first_gradient(0.0)
+    norm = float(np.linalg.norm(free))
+    assert np.array_equal(first_gradient(2 * norm), free)  # a short one is not made longer
+    np.testing.assert_allclose(first_gradient(norm / 10), free / 10, rtol=1e-3, atol=1e-7)
 
 
 # ---- what goes wrong
@@ -164,6 +162,7 @@ def test_the_gradient_is_clipped_by_its_norm(clip: float, clipped: bool, monkeyp
     [
         {"epochs": 0},
         {"batch_size": 0},
+        {"workers": 0},
         {"lr": 0.0},
         {"lr": -1.0},
         {"lr": float("nan")},
@@ -205,6 +204,65 @@ def test_a_label_that_is_no_class_of_the_model() -> None:
     data = EncodedSet(DATA.encodings, DATA.labels + 1, DATA.lengths)
     with pytest.raises(UserError, match="class 3"):
         Trainer(tiny_model(), data, PAD, QUICK).run()
+
+
+ALL = {
+    "plain": None,
+    "topk": TopKConfig(1),
+    "adapter": AdapterConfig(8),
+    "lora": LoraConfig(),
+    "did": IntrinsicConfig(d=60),
+    "said": IntrinsicConfig(d=60, structure_aware=True),
+}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("method", ALL.values(), ids=ALL)
+def test_several_workers_compute_the_gradient_of_one(
+    method: Any, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = []
+    for count in (1, workers):
+        made = trainer(TrainingConfig(epochs=1, batch_size=8, clip=0.0, workers=count), method)
+        disturb(made.model, std=0.05)
+        seen: list[np.ndarray] = []
+        flat, step = made.optimizer.flat, made.optimizer.step
+        monkeypatch.setattr(made.optimizer, "step", lambda lr, f=flat, s=step, g=seen: g.append(f.grad.copy()) or s(lr))
+        losses = made.run().losses
+        gradients.append((seen[0], losses[0]))
+    (one, loss), (many, same_loss) = gradients
+    np.testing.assert_allclose(many, one, rtol=1e-3, atol=1e-5)
+    assert same_loss == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ALL.values(), ids=ALL)
+def test_several_workers_give_the_same_bits_each_time_and_move_nothing_frozen(method: Any) -> None:
+    def run() -> dict[str, bytes]:
+        made = trainer(TrainingConfig(lr=0.01, epochs=2, batch_size=8, workers=2), method, dropout=0.1)
+        frozen = {name for name, p in made.model.named_parameters() if not p.requires_grad}
+        before = bits(made.model)
+        made.run()
+        after = bits(made.model)
+        assert {name for name in before if before[name] == after[name]} == frozen
+        return after
+
+    assert run() == run()
+
+
+def test_the_workers_draw_different_dropout_masks() -> None:
+    same = EncodedSet((DATA.encodings[0],) * 4, np.repeat(DATA.labels[:1], 4), np.repeat(DATA.lengths[:1], 4))
+    model = tiny_model(dropout=0.5)
+    seen: list[mp.Tensor] = []
+    forward = model.forward
+    model.forward = lambda *inputs: seen.append(out := forward(*inputs)) or out
+    Trainer(model, same, PAD, TrainingConfig(epochs=1, batch_size=4, workers=2)).run()
+    assert len(seen) == 2
+    assert not np.array_equal(seen[0].numpy(), seen[1].numpy())
+
+
+def test_more_workers_than_rows() -> None:
+    result = trainer(TrainingConfig(epochs=1, batch_size=2, workers=4)).run()
+    assert len(result.losses) == len(DATA) / 2
 
 
 def test_it_runs_in_a_thread_and_gives_the_same_bits() -> None:
