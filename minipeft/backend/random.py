@@ -45,8 +45,13 @@ def seed(root: int) -> None:
     at_step(0)
 
 
+def root() -> int:
+    """The root seed."""
+    return _state.root
+
+
 def generator(name: str, *index: int, root: int | None = None) -> Generator:
-    """A fresh generator that depends on (root, name, index) alone; `root` is the root seed when it is None."""
+    """A fresh generator that depends on (root, name, index) alone; without a `root`, on the root seed."""
     words = (zlib.crc32(name.encode()), *index)
     return np.random.default_rng(np.random.SeedSequence(_state.root if root is None else root, spawn_key=words))
 

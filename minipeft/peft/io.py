@@ -30,11 +30,11 @@ PREFIX = "base_model.model."
 def save(model: PeftModel, folder: str | Path) -> None:
     """Write the two files. Raises UserError when the disk is full or LoRA trains biases, which has no file format here."""
     folder = Path(folder)
-    state = {name: active().to_numpy(p.data) for name, p in model.trainable_parameters().items()}
+    state = {name: active().to_numpy(p.data) for name, p in model.saved_parameters().items()}
     metadata = {"format": "pt", "base": fingerprint(model)}
     config: dict[str, Any]
     if model.config.peft_type == LORA and isinstance(model.model, Bert):
-        config = _hf_config(model.config)
+        config = _hf_config(model.config, [name.removesuffix(".A") for name in state if name.endswith(".A")])
         has_head = model.model.head is not None
         renamed = {_hf_name(name, has_head): name for name in state}
         state = {theirs: state[ours].T if state[ours].ndim == 2 else state[ours] for theirs, ours in renamed.items()}
@@ -83,7 +83,7 @@ def load_weights(model: PeftModel, folder: str | Path) -> None:
     tensors, metadata = storage.read_tensors(path)
     if "base" in metadata and metadata["base"] != fingerprint(model):
         raise UserError(f"{folder} was trained on a model of another shape; load the one that it was trained on.")
-    own = model.trainable_parameters()
+    own = model.saved_parameters()
     hf = model.config.peft_type == LORA and isinstance(model.model, Bert)
     has_head = getattr(model.model, "head", None) is not None
     names = {(_hf_name(ours, has_head) if hf else ours): ours for ours in own}
@@ -121,11 +121,7 @@ def _hf_name(ours: str, has_head: bool) -> str:
     )
 
 
-def _hf_config(config: Any) -> dict[str, Any]:
-    targets = config.target_modules
-    if targets != "all-linear":
-        ours = (targets,) if isinstance(targets, str) else targets
-        targets = tuple(_hf_target(target) for target in ours)
+def _hf_config(config: Any, layers: list[str]) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
@@ -133,7 +129,8 @@ def _hf_config(config: Any) -> dict[str, Any]:
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
+        # each by its whole name: the end of one, such as output.dense, may stand for two layers of a block
+        "target_modules": [hf_part(layer, True) for layer in layers],
         "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
         "use_rslora": config.use_rslora,
         "bias": config.bias,
@@ -141,13 +138,6 @@ def _hf_config(config: Any) -> dict[str, Any]:
         "modules_to_save": ["pooler", "classifier"],
         "inference_mode": True,
     }
-
-
-def _hf_target(target: str) -> str:
-    head, dot, last = target.rpartition(".")
-    if head.startswith("blocks."):
-        return hf_part(target, False)
-    return f"{head}{dot}{BLOCK.get(last, last)}"
 
 
 def _from_hf(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -171,6 +161,7 @@ def _from_hf(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         fields["target_modules"] = tuple(_our_target(name, theirs, path) for name in names)
     harmless = {"task_type", "base_model_name_or_path", "modules_to_save", "inference_mode", "revision", "auto_mapping"}
     harmless |= {"target_modules", "init_lora_weights", "peft_version", *fields}
+    harmless |= {"megatron_core", "qalora_group_size"}  # details of features that other fields switch on
     asks = {key: value for key, value in raw.items() if key not in harmless and value not in (None, False, {}, [], "")}
     if asks:
         raise UserError(f"{path} asks for what is not built here: {', '.join(f'{k}={v!r}' for k, v in asks.items())}.")

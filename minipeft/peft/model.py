@@ -116,9 +116,20 @@ class PeftModel(Module):
         """As the method's."""
         return self.method.prepared()
 
+    def state_dict(self) -> dict[str, Any]:
+        """As a module's. Raises UserError while merged: loaded and merged again, such a state would count twice."""
+        if self.merged:
+            raise UserError("The method is merged into the weights; unmerge_adapter() first, or use save_pretrained().")
+        return super().state_dict()
+
     def trainable_parameters(self) -> dict[str, Parameter]:
         """The parameters that are trained, by name: those of the head, those of the method, and no others."""
         return {_base_name(name): p for name, p in self.named_parameters() if p.requires_grad}
+
+    def saved_parameters(self) -> dict[str, Parameter]:
+        """What `save_pretrained` keeps: the trainable parameters, and a head that was not trained but may be random."""
+        named = ((_base_name(name), p) for name, p in self.named_parameters())
+        return {name: p for name, p in named if p.requires_grad or name.startswith("head.")}
 
     def count_parameters(self) -> ParameterCount:
         """Exact counts; tied parameters count once."""

@@ -23,7 +23,7 @@ def match_modules(
     candidates = {
         name: module
         for name, module in model.named_modules()
-        if name and isinstance(module, kind) and not name.startswith("head")
+        if name and isinstance(module, kind) and name.partition(".")[0] != "head"
     }
     if targets == all_word:
         return candidates

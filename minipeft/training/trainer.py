@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,14 @@ class Trainer:
         self.total = config.epochs * self.steps_per_epoch
         shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         settings = {k: v for k, v in asdict(config).items() if k != "checkpoint_seconds"}
-        self.run_record = {"config": settings, "rows": len(dataset), "trained": shapes, "identity": identity or {}}
+        method = getattr(model, "config", None)
+        self.run_record = {
+            "config": settings,
+            "method": asdict(method) if is_dataclass(method) and not isinstance(method, type) else None,
+            "rows": len(dataset),
+            "trained": shapes,
+            "identity": identity or {},
+        }
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross-entropy of a batch, as a scalar Tensor."""
@@ -119,6 +126,7 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C was pressed; the state after the last whole step is in the checkpoint.
             UserError: the checkpoint is damaged or of another run; or the loss is not finite.
         """
+        self.run_record["seed"] = random.root()
         step, result = self._resume()
         times: list[float] = []
         losses: list[Array] = []  # on the device, fetched at the end of an epoch or at a checkpoint
@@ -140,7 +148,8 @@ class Trainer:
                         self._fetch(losses, result, step)
                         result.seconds += now - started
                         started = last_save = now
-                        if step < self.total:
+                        if step < self.total or interrupted():
+                            result.step_ms = 1000 * statistics.median(times)
                             self._save(step, result)
                     if interrupted():
                         raise KeyboardInterrupt
@@ -168,7 +177,7 @@ class Trainer:
 
     def _save(self, step: int, result: TrainingResult) -> None:
         if self.checkpoint is not None:
-            record = {"run": self.run_record, "step": step, "losses": result.losses, "seconds": result.seconds}
+            record = {"run": self.run_record, "step": step, **asdict(result)}
             save_checkpoint(self.checkpoint, self.optimizer.state_dict(), record)
 
     def _resume(self) -> tuple[int, TrainingResult]:
@@ -176,4 +185,6 @@ class Trainer:
             return 0, TrainingResult()
         arrays, record = load_checkpoint(self.checkpoint, self.run_record)
         self.optimizer.load_state_dict(arrays, record["step"])
-        return record["step"], TrainingResult(list(record["losses"]), float(record["seconds"]))
+        return record["step"], TrainingResult(
+            list(record["losses"]), float(record["seconds"]), float(record["step_ms"])
+        )

@@ -240,7 +240,6 @@ def test_ctrl_c_within_a_step_ends_the_step_keeps_it_and_stops(config: TrainingC
     assert bits(resumed.model) == bits(whole.model)
 
 
-@pytest.mark.xfail(reason="Trainer.run saves only while step < total", strict=True, raises=AssertionError)
 def test_ctrl_c_within_the_last_step_keeps_it_as_well(tmp_path: Path) -> None:
     made = make(tmp_path / "run.ckpt", EPOCHS_ONLY)
     press_ctrl_c_within(14, made)
@@ -356,7 +355,6 @@ def test_a_checkpoint_of_other_settings(checkpoint: Path, options: dict[str, Any
     refused(checkpoint, "other settings", **options)
 
 
-@pytest.mark.xfail(reason="the run's record holds neither the method's settings nor the seed", strict=True)
 @pytest.mark.parametrize(
     ("before", "after", "seed"),
     [
