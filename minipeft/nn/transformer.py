@@ -155,9 +155,20 @@ class Transformer(Module):
 
         `attention_mask` is nonzero at the tokens that count and zero at padding.
         """
+        return self.upper(self.lower(input_ids, attention_mask, token_type_ids), attention_mask)
+
+    def lower(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, cut: int = 0) -> Tensor:
+        """The embeddings and the blocks below `cut`: what enters block `cut`, (batch, seq, d)."""
         ids, mask, segments = _inputs(input_ids, attention_mask, token_type_ids)
         x = self.embed(ids, segments)
-        for block in self.blocks:
+        for block in self.blocks[:cut]:
+            x = block(x, mask)
+        return x
+
+    def upper(self, x: Tensor, attention_mask: Any = None, cut: int = 0) -> Tensor:
+        """The blocks from `cut` on, the final norm and the head."""
+        mask = _mask(attention_mask)
+        for block in self.blocks[cut:]:
             x = block(x, mask)
         if self.final_norm is not None:
             x = self.final_norm(x)
@@ -174,6 +185,9 @@ def _inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
         if array is not None and arrays and array.shape != arrays[0].shape:
             raise UserError(f"{name} has shape {array.shape}, input_ids {arrays[0].shape}; they must be equal.")
         arrays.append(array)
-    if mask is not None and active().to_numpy(mask).all():
-        arrays[1] = None
-    return arrays[0], arrays[1], arrays[2]
+    return arrays[0], _mask(arrays[1]), arrays[2]
+
+
+def _mask(mask: Any) -> Any:
+    """The mask as an array of the backend; None when it hides nothing."""
+    return None if mask is None or active().to_numpy(mask).all() else active().asarray(mask)

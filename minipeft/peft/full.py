@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from minipeft.nn import Module
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.model import Method, OwnWeights, PeftConfig
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,4 @@ class FullConfig(PeftConfig):
         """Unfreeze every parameter."""
         for parameter in model.parameters():
             parameter.requires_grad = True
-        return Method()
+        return OwnWeights()

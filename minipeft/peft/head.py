@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.model import Method, OwnWeights, PeftConfig
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class HeadConfig(PeftConfig):
 
     def attach(self, model: Module) -> Method:
         """Nothing is added, nothing of the base unfrozen."""
-        return Method()
+        return OwnWeights()
 
     def head_parameters(self, model: Module) -> list[Parameter]:
         """The classifier's weight and bias; the pooler stays frozen."""

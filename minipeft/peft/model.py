@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from minipeft.autograd import Tensor
 from minipeft.autograd.tensor import grad_enabled
 from minipeft.errors import UserError
-from minipeft.nn import Module, Parameter
+from minipeft.nn import Module, Parameter, Transformer
 from minipeft.peft import io
 
 
@@ -36,8 +36,9 @@ class PeftConfig:
 
 
 class Method(Module):
-    """What a config has done to a model. This base fits methods that train the model's own weights: there is nothing to
-    merge, and no way to switch it off. Methods that add something override all five.
+    """What a config has done to a model, and how to switch it off, fold it in, and take it out again.
+
+    This base has nothing to merge and no way to be switched off; methods that add something override what they can do.
     """
 
     def run(self, model: Module, *inputs: Any, **options: Any) -> Tensor:
@@ -48,6 +49,10 @@ class Method(Module):
         """Switch the method on or off; off, the model computes what the base does, to the last bit."""
         raise UserError(f"{type(self).__name__} changes the model's own weights: there is no adapter to switch off.")
 
+    def cut(self, model: Transformer) -> int:
+        """The blocks below this index, and the embeddings, compute the same in every step; 0 when nobody can say."""
+        return 0
+
     def merge(self) -> None:
         """Fold the method into the weights; a second call changes nothing."""
 
@@ -56,6 +61,17 @@ class Method(Module):
 
     def unload(self) -> None:
         """Leave the model as a plain one again, with the weights it has now."""
+
+
+class OwnWeights(Method):
+    """A method that trains some of the model's own weights and adds nothing."""
+
+    def cut(self, model: Transformer) -> int:
+        """The index of the lowest block with a weight that is trained."""
+        trained = [any(p.requires_grad for p in part.parameters()) for part in (model.embed, *model.blocks)]
+        if True not in trained:
+            return len(model.blocks)
+        return max(0, trained.index(True) - 1)
 
 
 @dataclass(frozen=True)

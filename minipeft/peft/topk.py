@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter, Transformer
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.model import Method, OwnWeights, PeftConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TopKConfig(PeftConfig):
         for part in parts:
             for parameter in part.parameters() if part is not None else ():
                 parameter.requires_grad = True
-        return Method()
+        return OwnWeights()
 
     def head_parameters(self, model: Module) -> list[Parameter]:
         """The head, unless it is switched off."""

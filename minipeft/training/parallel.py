@@ -6,7 +6,7 @@ give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minipeft.autograd import Tensor, functional
@@ -26,9 +26,24 @@ class ShardedGradients:
         self._own: dict[int, Array] = {}  # the gradient vectors of the shards after the first
         self._shared: dict[int, Array] = {}  # and those of what the shards share (see Module.prepared)
 
-    def compute(self, model: Module, shards: Sequence[Batch], step: int, workers: Workers) -> Array:
-        """Write dL/dθ to `flat.grad` and return L, the mean cross-entropy over the rows of all shards (a 0-d array)."""
+    def compute(
+        self,
+        model: Module,
+        shards: Sequence[Any],
+        step: int,
+        workers: Workers,
+        forward: Callable[[Any], Tensor] | None = None,
+    ) -> Array:
+        """Write dL/dθ to `flat.grad` and return L, the mean cross-entropy over the rows of all shards (a 0-d array).
+
+        `forward` gives a shard's logits; without one, the model is called with the inputs of a `Batch`.
+        """
         rows = sum(len(shard) for shard in shards)
+
+        def plain(batch: Batch) -> Tensor:
+            logits: Tensor = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            return logits
+
         with model.prepared() as shared:
             leaves = [leaf for _, leaf in shared]
 
@@ -39,7 +54,7 @@ class ShardedGradients:
                 )
                 rest = Sink(leaves, self._vector(self._shared, i, leaves))
                 shard = shards[i]
-                logits = model(shard.input_ids, shard.attention_mask, shard.token_type_ids)
+                logits = (forward or plain)(shard)
                 loss = functional.cross_entropy(logits, shard.labels, reduction="sum") * (1 / rows)
                 backward(
                     [loss],

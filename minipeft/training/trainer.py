@@ -20,6 +20,7 @@ from minipeft.data import Batch, EncodedSet, bucketed_order, collate
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_grad_norm
+from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
 
@@ -37,6 +38,7 @@ class TrainingConfig:
         schedule: "linear", "cosine" or "constant".
         clip: largest norm of the gradient; 0 for no clipping.
         workers: threads that share each batch; runs with the same number of them give the same bits.
+        cache_mb: budget for cached activations, in 10⁶ bytes (see `cache.py`); 0 for no cache.
         checkpoint_seconds: how often to write a checkpoint, besides the end of each epoch.
     """
 
@@ -48,6 +50,7 @@ class TrainingConfig:
     schedule: str = "linear"
     clip: float = 1.0
     workers: int = 1
+    cache_mb: float = 1000.0
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -133,10 +136,11 @@ class Trainer:
         started = last_save = time.perf_counter()
         self.model.train()
         with interrupt_between_steps() as interrupted, Workers(self.config.workers) as workers:
+            cache = self._cache() if step < self.total else None
             for epoch in range(step // self.steps_per_epoch, self.config.epochs):
                 for indices in self.batches(epoch)[step - epoch * self.steps_per_epoch :]:
                     began = time.perf_counter()
-                    losses.append(self._step(step, indices, workers))
+                    losses.append(self._step(step, indices, workers, cache))
                     now = time.perf_counter()
                     times.append(now - began)
                     step += 1
@@ -157,10 +161,19 @@ class Trainer:
         self.model.eval()
         return result
 
-    def _step(self, step: int, indices: Any, workers: Workers) -> Array:
+    def _cache(self) -> ActivationCache | None:
+        if self.config.epochs == 1:  # every row is computed once in any case
+            return None
+        return cache_for(self.model, self.dataset, self.pad_id, self.config.cache_mb)
+
+    def _step(self, step: int, indices: Any, workers: Workers, cache: ActivationCache | None) -> Array:
         config, flat = self.config, self.optimizer.flat
-        shards = [collate(self.dataset, rows, self.pad_id) for rows in split(indices, config.workers)]
-        loss = self.gradients.compute(self.model, shards, step, workers)
+        parts = split(indices, config.workers)
+        if cache is None:
+            shards = [collate(self.dataset, rows, self.pad_id) for rows in parts]
+            loss = self.gradients.compute(self.model, shards, step, workers)
+        else:
+            loss = self.gradients.compute(self.model, [cache.batch(r) for r in parts], step, workers, cache.logits)
         if config.clip:
             clip_grad_norm(flat.grad, config.clip)
         factor = SCHEDULES[config.schedule](step, self.total, round(config.warmup * self.total))

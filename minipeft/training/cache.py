@@ -1,0 +1,79 @@
+"""Cached activations: what enters the lowest trained block is computed once for each row, not once in every epoch.
+
+Below the cut of top-K nothing changes while training: the frozen blocks give the same output for a row each time, as long
+as no dropout is drawn there. The rows are computed before the first step, in an order of their own, so that a resumed run
+has the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minipeft.autograd import Tensor, no_grad
+from minipeft.backend import Array, active
+from minipeft.backend.workers import parallel_map
+from minipeft.data import EncodedSet, collate, sorted_order
+from minipeft.nn import Module, Transformer
+from minipeft.peft import PeftModel
+
+
+@dataclass(frozen=True)
+class CachedBatch:
+    """`hidden` (batch, seq, d), zero at padding; `attention_mask` (batch, seq); `labels` (batch,)."""
+
+    hidden: Array
+    attention_mask: Any
+    labels: Any
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class ActivationCache:
+    """The activations at a cut for every row of a data set.
+
+    Args:
+        model: its blocks from `cut` on are trained, those below are not.
+        cut: the index of the lowest trained block; the number of blocks when the head alone is trained.
+        dataset: the rows; each takes 4 · tokens · d bytes.
+        pad_id: fills a batch up.
+        batch_size: rows computed at a time.
+    """
+
+    def __init__(self, model: Transformer, cut: int, dataset: EncodedSet, pad_id: int, batch_size: int = 64) -> None:
+        self.model, self.cut, self.dataset, self.pad_id = model, cut, dataset, pad_id
+        self.rows: list[Array] = [None] * len(dataset)
+
+        def fill(indices: Any) -> None:
+            with no_grad():
+                batch = collate(dataset, indices, pad_id)
+                hidden = model.lower(batch.input_ids, batch.attention_mask, batch.token_type_ids, cut).data
+                for i, row in zip(indices, hidden, strict=True):
+                    self.rows[i] = row[: dataset.lengths[i]].copy()
+
+        parallel_map(fill, sorted_order(dataset.lengths, batch_size))
+
+    def batch(self, indices: Sequence[int]) -> CachedBatch:
+        """The rows at `indices`, padded with zeros to the longest."""
+        plain = collate(self.dataset, indices, self.pad_id)
+        hidden = active().xp.zeros((*plain.attention_mask.shape, self.model.config.d_model), dtype=self.rows[0].dtype)
+        for place, i in enumerate(indices):
+            hidden[place, : self.dataset.lengths[i]] = self.rows[i]
+        return CachedBatch(hidden, plain.attention_mask, plain.labels)
+
+    def logits(self, batch: CachedBatch) -> Tensor:
+        """The rest of the forward pass."""
+        return self.model.upper(Tensor(batch.hidden), batch.attention_mask, self.cut)
+
+
+def cache_for(model: Module, dataset: EncodedSet, pad_id: int, budget_mb: float) -> ActivationCache | None:
+    """A cache for a model with a cut, or None: nothing is frozen below it, dropout is drawn, or it is over the budget."""
+    if not isinstance(model, PeftModel) or not isinstance(model.model, Transformer):
+        return None
+    cut, config = model.method.cut(model.model), model.model.config
+    size = 4 * int(dataset.lengths.sum()) * config.d_model
+    if cut == 0 or config.dropout or config.attention_dropout or size > 1e6 * budget_mb:
+        return None
+    return ActivationCache(model.model, cut, dataset, pad_id)
