@@ -191,6 +191,20 @@ def fetch(
     out.print(table)
 
 
+@app.command()
+def doctor() -> None:
+    """Show what this machine offers: versions, BLAS and its threads, workers, the cache; and what could be better.
+
+    Example: `minipeft doctor`
+    """
+    from minipeft.report.doctor import advice, facts
+
+    for what, how in facts():
+        out.print(f"[bold]{what:<12}[/] {_escape(how)}", highlight=False, soft_wrap=True)
+    for sentence in advice():
+        out.print(f"→ {_escape(sentence)}", highlight=False, soft_wrap=True)
+
+
 def _learning_rates(text: str) -> dict[str, float]:
     from minipeft.errors import unknown
     from minipeft.experiments.methods import FAMILIES

@@ -70,7 +70,7 @@ def test_train_and_evaluate_agree(run, world):
     assert trained in out
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "fetch"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "fetch", "doctor"])
 def test_help_has_an_example(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0
@@ -206,6 +206,13 @@ def test_fetch_without_a_name_lists_the_assets(run):
     assert status == 0
     for name in ("minilm", "sarcasm", "tweets", "privacy", "boolq", "bbc"):
         assert name in out
+
+
+def test_doctor_says_what_is_there(run):
+    status, out, _ = run("doctor")
+    assert status == 0
+    for what in ("NumPy", "backend", "BLAS", "workers", "cache"):
+        assert what in out
 
 
 def test_an_unknown_asset_is_an_error(run):

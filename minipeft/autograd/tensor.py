@@ -2,7 +2,7 @@
 
 An op computes its value and hands `record` one vector-Jacobian product (vjp) a parent: a function that takes
 g = dL/d(output) and returns dL/d(parent). `record` keeps only the parents that need a gradient. What the kept functions
-hold on to (their closures) is all the memory that training costs beyond the weights, and `saved_arrays` lists it.
+hold on to (their closures) is all the memory that training costs beyond the weights, and `saved.py` lists it.
 """
 
 from __future__ import annotations
@@ -356,54 +356,6 @@ def _unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
         g = g.sum(axis=repeated, keepdims=True)
     assert g.shape == shape, f"a vjp returned shape {g.shape} for a parent of shape {shape}"
     return g
-
-
-def saved_arrays(*roots: Tensor) -> list[Array]:
-    """Every distinct array that the tape below `roots` holds for the backward pass, parameters included."""
-    found: dict[int, Array] = {}
-    nodes: dict[int, Node] = {}
-    stack = [root.node for root in roots if root.node is not None]
-    while stack:
-        node = stack.pop()
-        if id(node) in nodes:
-            continue
-        nodes[id(node)] = node
-        for target, vjp in node.edges or ():
-            _collect(vjp, found)
-            stack.extend(_nodes(target))
-    return list(found.values())
-
-
-def count_nodes(root: Tensor) -> int:
-    """The number of recorded ops below `root`, itself included."""
-    seen: set[int] = set()
-    stack = [root.node] if root.node is not None else []
-    while stack:
-        node = stack.pop()
-        if id(node) not in seen:
-            seen.add(id(node))
-            stack.extend(n for target, _ in node.edges or () for n in _nodes(target))
-    return len(seen)
-
-
-def _nodes(target: Target) -> list[Node]:
-    return [t for t in (target if isinstance(target, tuple) else (target,)) if isinstance(t, Node)]
-
-
-def _collect(held: Any, found: dict[int, Array]) -> None:
-    """Arrays inside a closure, a tuple or a Tensor; a view counts as the buffer it keeps alive."""
-    if callable(held) and getattr(held, "__closure__", None):
-        for cell in held.__closure__:
-            _collect(cell.cell_contents, found)
-    elif isinstance(held, tuple | list):
-        for part in held:
-            _collect(part, found)
-    elif isinstance(held, Tensor):
-        _collect(held.data, found)
-    elif hasattr(held, "nbytes") and hasattr(held, "dtype") and held.ndim:
-        while getattr(held, "base", None) is not None and hasattr(held.base, "nbytes"):
-            held = held.base
-        found[id(held)] = held
 
 
 from minipeft.autograd import ops  # noqa: E402  (ops needs Tensor; Tensor's operators need ops when they are called)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minipeft.autograd import Tensor
-from minipeft.autograd.tensor import saved_arrays
-from minipeft.backend import Array
+from minipeft.autograd.saved import buffer_of, saved_arrays
 from minipeft.cost.flops import count_flops
 from minipeft.nn import Module
 
@@ -34,7 +33,7 @@ class StepCost:
 
 def activation_bytes(loss: Tensor, model: Module) -> int:
     """The bytes that the tape below `loss` keeps alive, the model's own parameters left out."""
-    own = {id(_buffer(p.data)) for p in model.parameters()}
+    own = {id(buffer_of(p.data)) for p in model.parameters()}
     return sum(int(array.nbytes) for array in saved_arrays(loss) if id(array) not in own)
 
 
@@ -65,10 +64,3 @@ def measure_step(model: Module, loss_of: Callable[[], Tensor]) -> StepCost:
         if not tracing:
             tracemalloc.stop()
     return StepCost(forward.flops, backward.flops, activations, peak)
-
-
-def _buffer(array: Array) -> Array:
-    """The array that owns the memory of a view."""
-    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
-        array = array.base
-    return array

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from minipeft.autograd import Tensor, concatenate, functional, no_grad
-from minipeft.autograd.tensor import Partial, backward, count_nodes, grad_enabled, record, saved_arrays
+from minipeft.autograd.saved import count_nodes, saved_arrays
+from minipeft.autograd.tensor import Partial, backward, grad_enabled, record
 from minipeft.errors import UserError
 
 

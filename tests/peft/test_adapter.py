@@ -10,7 +10,7 @@ from scipy.special import erf
 from tiny import BATCH, LAYERS, D, bits, disturb, logits, take_steps, tiny_model
 
 from minipeft import Tensor, UserError
-from minipeft.autograd.tensor import count_nodes
+from minipeft.autograd.saved import count_nodes
 from minipeft.nn import Block, Linear
 from minipeft.peft import AdapterConfig, get_peft_model
 

@@ -8,7 +8,7 @@ import pytest
 from tiny import BLOCK, EMBED, HEAD, LAYERS, TOTAL, D, bits, loss_of, take_steps, tiny_model
 
 from minipeft import UserError
-from minipeft.autograd.tensor import count_nodes, saved_arrays
+from minipeft.autograd.saved import count_nodes, saved_arrays
 from minipeft.cost import activation_bytes, count_flops
 from minipeft.nn import Linear
 from minipeft.peft import FullConfig, TopKConfig, get_peft_model
