@@ -1,4 +1,4 @@
-"""Each kernel of the NumPy backend against its plain twin in base.py, evaluated in float64."""
+"""Each kernel of the NumPy and the Numba backend against its plain twin in base.py, evaluated in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,19 @@ class Plain(Backend):
         return scipy_special.erf(x)
 
 
-FAST, PLAIN = NumpyBackend(), Plain()
+PLAIN = Plain()
+
+
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def FAST(request: pytest.FixtureRequest) -> Backend:
+    """The backend under test."""
+    if request.param == "numpy":
+        return NumpyBackend()
+    pytest.importorskip("numba", reason="the extra 'fast' (numba) is not installed")
+    from minipeft.backend.numba_backend import NumbaBackend
+
+    return NumbaBackend()
+
 
 ROWS = [
     (1, 1),
@@ -84,7 +96,7 @@ def wide(*arrays):
 @dtypes
 @shapes
 @pytest.mark.parametrize("tanh", [False, True])
-def test_gelu(shape, dtype, tanh):
+def test_gelu(FAST, shape, dtype, tanh):
     x = draw(shape, dtype, scale=3)
     before = x.copy()
     agree(FAST.gelu(x, tanh), PLAIN.gelu(*wide(x), tanh), dtype, tolerance=3e-6 if dtype == "float32" else None)
@@ -93,35 +105,35 @@ def test_gelu(shape, dtype, tanh):
 
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("layout", ["transposed", "strided"])
-def test_gelu_of_a_view(tanh, layout):
+def test_gelu_of_a_view(FAST, tanh, layout):
     x = draw((37, 500), "float32")
     agree(FAST.gelu(laid_out(x, layout), tanh), FAST.gelu(x, tanh), "float32", tolerance=1e-7)
 
 
 @dtypes
 @pytest.mark.parametrize("tanh", [False, True])
-def test_gelu_far_out_is_the_identity_or_zero(dtype, tanh):
+def test_gelu_far_out_is_the_identity_or_zero(FAST, dtype, tanh):
     x = np.array([-1e4, -50, -20, 0, 20, 50, 1e4], dtype=dtype)
     value, slope = FAST.gelu(x, tanh)
     np.testing.assert_allclose(value, [0, 0, 0, 0, 20, 50, 1e4], atol=1e-9, rtol=1e-7)
     np.testing.assert_allclose(slope, [0, 0, 0, 0.5, 1, 1, 1], atol=1e-6)
 
 
-def test_gelu_of_a_single_number():
+def test_gelu_of_a_single_number(FAST):
     for tanh in (False, True):
         for dtype in ("float32", "float64"):
             x = np.array(0.3, dtype=dtype)
             agree(FAST.gelu(x, tanh), PLAIN.gelu(*wide(x), tanh), dtype)
 
 
-def test_the_slope_of_gelu_and_silu_is_their_difference_quotient():
+def test_the_slope_of_gelu_and_silu_is_their_difference_quotient(FAST):
     x, h = draw((200,)), 1e-6
     for f in (FAST.gelu, lambda x: FAST.gelu(x, True), FAST.silu):
         np.testing.assert_allclose(f(x)[1], (f(x + h)[0] - f(x - h)[0]) / (2 * h), atol=1e-9)
 
 
 @dtypes
-def test_silu(dtype):
+def test_silu(FAST, dtype):
     x = draw((41, 13), dtype, scale=4)
     exact = wide(x)[0]
     sigma = scipy_special.expit(exact)
@@ -132,7 +144,7 @@ def test_silu(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 6e-7), ("float64", 1e-15)])
-def test_erf(dtype, tolerance):
+def test_erf(FAST, dtype, tolerance):
     x = np.concatenate([np.linspace(-6, 6, 4001), [-30, 30, 1e-8, -1e-8]]).astype(dtype)
     ours = FAST.erf(x)
     assert ours.dtype == dtype
@@ -140,7 +152,7 @@ def test_erf(dtype, tolerance):
     np.testing.assert_array_equal(FAST.erf(-x), -ours, err_msg="erf is odd")
 
 
-def test_erf_in_float64_is_the_c_librarys():
+def test_erf_in_float64_is_the_c_librarys(FAST):
     x = draw((50,), scale=2)
     assert FAST.erf(x).tolist() == [math.erf(v) for v in x]
 
@@ -150,7 +162,7 @@ def test_erf_in_float64_is_the_c_librarys():
 
 @dtypes
 @shapes
-def test_softmax(shape, dtype):
+def test_softmax(FAST, shape, dtype):
     x = draw(shape, dtype, scale=3)
     p = FAST.softmax(x.copy())
     agree([p], [PLAIN.softmax(*wide(x))], dtype)
@@ -159,7 +171,7 @@ def test_softmax(shape, dtype):
 
 @dtypes
 @shapes
-def test_softmax_backward(shape, dtype):
+def test_softmax_backward(FAST, shape, dtype):
     p, g = PLAIN.softmax(draw(shape)).astype(dtype), draw(shape, dtype, seed=1)
     before = p.copy()
     agree([FAST.softmax_backward(p, g.copy())], [PLAIN.softmax_backward(*wide(p, g))], dtype)
@@ -167,7 +179,7 @@ def test_softmax_backward(shape, dtype):
 
 
 @layouts
-def test_softmax_and_its_backward_in_any_layout(layout):
+def test_softmax_and_its_backward_in_any_layout(FAST, layout):
     x, g = draw((3, 70, 300)), draw((3, 70, 300), seed=1)
     p = PLAIN.softmax(x)
     agree([FAST.softmax(laid_out(x, layout))], [p], "float64")
@@ -176,7 +188,7 @@ def test_softmax_and_its_backward_in_any_layout(layout):
 
 
 @dtypes
-def test_softmax_of_huge_numbers(dtype):
+def test_softmax_of_huge_numbers(FAST, dtype):
     lowest = np.finfo(dtype).min
     x = np.array([[1e4, 0, -1e4], [lowest, 0, lowest], [lowest, lowest, lowest]], dtype=dtype)
     np.testing.assert_allclose(FAST.softmax(x), [[1, 0, 0], [0, 1, 0], [1 / 3] * 3], rtol=1e-6)
@@ -184,7 +196,7 @@ def test_softmax_of_huge_numbers(dtype):
 
 @dtypes
 @pytest.mark.parametrize("shape", [(1, 2), (7, 3), (4, 1), (BLOCK // 16 + 1, 17)], ids=str)
-def test_cross_entropy(shape, dtype):
+def test_cross_entropy(FAST, shape, dtype):
     logits = draw(shape, dtype, scale=3)
     targets = np.random.default_rng(1).integers(shape[1], size=shape[0])
     log_p = scipy_special.log_softmax(wide(logits)[0], axis=-1)
@@ -192,7 +204,7 @@ def test_cross_entropy(shape, dtype):
     agree(FAST.cross_entropy(logits, targets), (-(log_p * one_hot).sum(axis=-1), np.exp(log_p) - one_hot), dtype)
 
 
-def test_cross_entropy_of_huge_logits():
+def test_cross_entropy_of_huge_logits(FAST):
     losses, derivative = FAST.cross_entropy(np.array([[1e4, -1e4], [1e4, -1e4]]), np.array([0, 1]))
     np.testing.assert_array_equal(losses, [0, 2e4])
     np.testing.assert_array_equal(derivative, [[0, 0], [1, -1]])
@@ -204,7 +216,7 @@ def test_cross_entropy_of_huge_logits():
 @dtypes
 @shapes
 @pytest.mark.parametrize("kernel", ["layer_norm", "rms_norm"])
-def test_norm(kernel, shape, dtype):
+def test_norm(FAST, kernel, shape, dtype):
     x = draw(shape, dtype, scale=2) + np.asarray(1, dtype)
     before = x.copy()
     eps = 1e-3
@@ -218,7 +230,7 @@ def test_norm(kernel, shape, dtype):
 @dtypes
 @shapes
 @pytest.mark.parametrize("kernel", ["layer_norm", "rms_norm"])
-def test_norm_backward(kernel, shape, dtype):
+def test_norm_backward(FAST, kernel, shape, dtype):
     x_hat, scale = getattr(PLAIN, kernel)(draw(shape), 1e-1)
     g, x_hat, scale = draw(shape, dtype, seed=1), x_hat.astype(dtype), scale.astype(dtype)
     before = g.copy(), x_hat.copy(), scale.copy()
@@ -230,7 +242,7 @@ def test_norm_backward(kernel, shape, dtype):
 
 
 @layouts
-def test_layer_norm_and_its_backward_in_any_layout(layout):
+def test_layer_norm_and_its_backward_in_any_layout(FAST, layout):
     x, g = draw((3, 90, 200)), draw((3, 90, 200), seed=1)
     x_hat, scale = PLAIN.layer_norm(x, 1e-5)
     agree(FAST.layer_norm(laid_out(x, layout), 1e-5), (x_hat, scale), "float64")
@@ -238,14 +250,14 @@ def test_layer_norm_and_its_backward_in_any_layout(layout):
     agree([fast], [PLAIN.layer_norm_backward(g, x_hat, scale)], "float64")
 
 
-def test_layer_norm_of_a_row_far_from_zero_keeps_its_precision():
+def test_layer_norm_of_a_row_far_from_zero_keeps_its_precision(FAST):
     x = draw((16, 384), "float32") + np.float32(1000)
     agree(FAST.layer_norm(x, 1e-12), PLAIN.layer_norm(*wide(x), 1e-12), "float32", 2e-3)
 
 
 @dtypes
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1), (0, 3), (1001, 33)], ids=str)
-def test_column_sum_and_row_dot(shape, dtype):
+def test_column_sum_and_row_dot(FAST, shape, dtype):
     x, y = draw(shape, dtype), draw(shape, dtype, seed=1)
     tolerance = 1e-4 if dtype == "float32" else 1e-12
     agree([FAST.column_sum(x)], [PLAIN.column_sum(*wide(x))], dtype, tolerance)
@@ -261,7 +273,7 @@ def test_column_sum_and_row_dot(shape, dtype):
     [[3], [2, 2, 2], [0, 1, 2], [4, 0, 4, 1, 0, 4], list(range(9, -1, -1))],
     ids=["one", "all equal", "distinct", "mixed", "descending"],
 )
-def test_scatter_rows_is_add_at(indices, index_dtype):
+def test_scatter_rows_is_add_at(FAST, indices, index_dtype):
     indices = np.array(indices, dtype=index_dtype)
     rows = draw((len(indices), 3))
     expected = np.zeros((10, 3))
@@ -274,13 +286,13 @@ def test_scatter_rows_is_add_at(indices, index_dtype):
         np.testing.assert_allclose(full, expected, rtol=1e-14)
 
 
-def test_scatter_rows_of_none():
+def test_scatter_rows_of_none(FAST):
     distinct, sums = FAST.scatter_rows(np.zeros(0, dtype="int64"), np.zeros((0, 3)))
     assert distinct.shape == (0,)
     assert sums.shape == (0, 3)
 
 
-def test_scatter_rows_of_many():
+def test_scatter_rows_of_many(FAST):
     indices, rows = np.random.default_rng(0).integers(500, size=9000), draw((9000, 7), "float32")
     expected = np.zeros((500, 7))
     np.add.at(expected, indices, rows.astype("float64"))
@@ -321,14 +333,14 @@ def test_matmul_and_its_count_of_operations(left, right):
     key=st.integers(0, 2**64 - 1),
 )
 @settings(max_examples=60, deadline=None)
-def test_dropout_mask_is_the_base_formulas_bit_for_bit(shape, p, key):
+def test_dropout_mask_is_the_base_formulas_bit_for_bit(FAST, shape, p, key):
     mask = FAST.dropout_mask(tuple(shape), p, key)
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, PLAIN.dropout_mask(tuple(shape), p, key))
 
 
 @pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
-def test_dropout_mask_does_not_depend_on_the_blocks(size):
+def test_dropout_mask_does_not_depend_on_the_blocks(FAST, size):
     np.testing.assert_array_equal(
         FAST.dropout_mask((size,), 0.3, 2**40 + 5), PLAIN.dropout_mask((size,), 0.3, 2**40 + 5)
     )
@@ -336,13 +348,13 @@ def test_dropout_mask_does_not_depend_on_the_blocks(size):
 
 @pytest.mark.parametrize("p", [0.0, 1e-3, 0.1, 0.5, 0.9, 1 - 1e-12])
 @pytest.mark.parametrize("key", [0, 1, 2**32, 2**64 - 1, 0x0123456789ABCDEF])
-def test_dropout_keeps_one_minus_p(p, key):
+def test_dropout_keeps_one_minus_p(FAST, p, key):
     n = 200_000
     kept = int(FAST.dropout_mask((n,), p, key).sum())
     assert abs(kept - n * (1 - p)) <= 5 * math.sqrt(n * p * (1 - p)) + 1e-3
 
 
-def test_dropout_masks_of_different_keys_and_of_neighbours_are_independent():
+def test_dropout_masks_of_different_keys_and_of_neighbours_are_independent(FAST):
     n = 100_000
     keys = [int(k) for k in np.random.default_rng(0).integers(2**63, size=6)]
     keys += [keys[0] ^ 1 << 40, keys[0] ^ 1 << 63]  # one bit apart in the upper word
@@ -359,7 +371,7 @@ def test_dropout_masks_of_different_keys_and_of_neighbours_are_independent():
 @dtypes
 @pytest.mark.parametrize("size", [1, 7, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adamw_step_is_the_bases(size, weight_decay, dtype):
+def test_adamw_step_is_the_bases(FAST, size, weight_decay, dtype):
     options = {"lr": 1e-2, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "weight_decay": weight_decay}
     fast = [draw((size,), dtype), None, np.zeros(size, dtype), np.zeros(size, dtype)]
     plain = wide(fast[0], *fast[2:])
@@ -374,9 +386,10 @@ def test_adamw_step_is_the_bases(size, weight_decay, dtype):
     agree(fast, plain, dtype)
 
 
-@pytest.mark.parametrize("kernels", [FAST, PLAIN], ids=["numpy", "base"])
+@pytest.mark.parametrize("plain", [False, True], ids=["fast", "base"])
 @pytest.mark.parametrize("eps", [1e-8, 1e-1])
-def test_adamw_step_is_torchs(torch, kernels, eps):
+def test_adamw_step_is_torchs(FAST, torch, plain, eps):
+    kernels = PLAIN if plain else FAST
     theta = draw((11,))
     theirs = torch.nn.Parameter(torch.tensor(theta))
     optimizer = torch.optim.AdamW([theirs], lr=3e-2, betas=(0.7, 0.95), eps=eps, weight_decay=0.2)
