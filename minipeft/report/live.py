@@ -98,12 +98,12 @@ class LiveTable:
 
 
 def results_table(cells: Sequence[Summary]) -> Table:
-    """The results, a row for each method and setting, averaged over seeds."""
+    """The results, a row for each method and setting, averaged over seeds; at most 80 characters wide."""
     seeds = max(cell.n for cell in cells)
     title = f"mean over {seeds} seeds ± standard deviation" if seeds > 1 else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ("trainable", "%", "accuracy", "step\nms", "activ.\nMB", "optim.\nMB", "saved\nMB"):
+    for name in ("trainable", "%", "accuracy %", "step\nms", "activ.\nMB", "optim.\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         mean: Any = cell.mean
@@ -112,10 +112,9 @@ def results_table(cells: Sequence[Summary]) -> Table:
             cell.label,
             f"{mean['trainable_params']:,.0f}",
             f"{mean['trainable_percent']:.3g}",
-            f"{100 * mean['accuracy']:.1f}{spread} %",
+            f"{100 * mean['accuracy']:.1f}{spread}",
             f"{mean['step_ms']:.0f}",
             f"{mean['activation_mb']:.1f}",
             f"{mean['optimizer_mb']:.1f}",
-            f"{mean['saved_mb']:.1f}",
         )
     return table
