@@ -101,7 +101,9 @@ def results_table(cells: Sequence[Summary]) -> Table:
     """The results, a row for each method and setting, averaged over seeds; at most 80 characters wide."""
     seeds = max(cell.n for cell in cells)
     title = f"mean over {seeds} seeds ± standard deviation" if seeds > 1 else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
     table.add_column("method", no_wrap=True)
     for name in ("trainable", "%", "accuracy %", "step\nms", "activ.\nMB", "optim.\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
