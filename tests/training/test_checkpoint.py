@@ -170,7 +170,7 @@ np.savez(folder / "end.npz", **m.state_dict())
 
 def start(folder: Path, pause: float) -> subprocess.Popen[bytes]:
     """The script in a process of its own."""
-    paths = [str(Path(mp.__file__).parent.parent), str(Path(__file__).parent.parent)]
+    paths = [str(Path(mp.__file__).parent.parent), str(Path(__file__).parent.parent / "helpers")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(pause)], env=environment)
 
