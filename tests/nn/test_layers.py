@@ -74,7 +74,9 @@ def test_dropout_only_while_training():
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"), [(Linear(3, 2), (2, 4, 3)), (Linear(1, 1), (1, 1)), (LayerNorm(5), (2, 1, 5))], ids=repr
+    ("layer", "shape"),
+    [(Linear(3, 2), (2, 4, 3)), (Linear(1, 1), (1, 1)), (LayerNorm(5), (2, 1, 5))],
+    ids=["linear", "one-number", "layer-norm"],
 )
 def test_gradients_of_input_and_parameters(layer, shape):
     layer.astype("float64")
