@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minipeft.autograd.tensor import Partial, Tensor, record
+from minipeft.autograd.tensor import Partial, Product, Tensor, record
 from minipeft.backend import Array, active, random
 from minipeft.errors import UserError
 
@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return record(
         Y.reshape(*x.shape[:-1], W.shape[1]),
         (x, lambda g: backend.matmul(g, W.T)),
-        (weight, lambda g: backend.matmul(X.T, _flat(g))),
+        (weight, lambda g: Product(X.T, _flat(g))),
         (bias, lambda g: backend.column_sum(_flat(g))),
     )
 

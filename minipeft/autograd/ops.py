@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.autograd.tensor import Partial, Tensor, record
+from minipeft.autograd.tensor import Partial, Product, Tensor, record
 from minipeft.backend import Array, active
 from minipeft.errors import UserError
 
@@ -131,7 +131,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         return record(
             product(x, y),
             (a, lambda g: product(g, y.T)),  # dL/da = g bᵀ
-            (b, lambda g: product(x.reshape(-1, x.shape[-1]).T, g.reshape(-1, g.shape[-1]))),  # dL/db = aᵀ g
+            (b, lambda g: Product(x.reshape(-1, x.shape[-1]).T, g.reshape(-1, g.shape[-1]))),  # dL/db = aᵀ g
         )
     return record(
         product(x, y),

@@ -28,6 +28,17 @@ class Partial(NamedTuple):
     value: Array
 
 
+class Product(NamedTuple):
+    """The gradient left @ right of a weight, not multiplied out yet, so that it can be written straight into its place."""
+
+    left: Array
+    right: Array
+
+    def value(self) -> Array:
+        """The product."""
+        return active().matmul(self.left, self.right)
+
+
 Vjp = Callable[[Array], Any]  # dL/d(output) -> dL/d(parent); for a tuple of parents, a tuple of them
 Target = Any  # where a gradient goes: a Node, a leaf Tensor, or a tuple of these and None for a joint vjp
 
@@ -274,16 +285,16 @@ def _target(parent: Any, out: Tensor | None = None) -> Node | Tensor | None:
 
 
 def accumulate(leaf: Tensor, g: Any) -> None:
-    """Add a gradient, an array or a `Partial`, to `leaf.grad`."""
+    """Add a gradient, an array, a `Partial` or a `Product`, to `leaf.grad`."""
     if leaf.grad is None:
         if not isinstance(g, Partial):
-            leaf.grad = g.copy()  # g may belong to another tensor as well
+            leaf.grad = g.value() if isinstance(g, Product) else g.copy()  # g may belong to another tensor as well
             return
         leaf.grad = active().xp.zeros_like(leaf.data)
     if isinstance(g, Partial):
         _add_partial(leaf.grad, g)
     else:
-        leaf.grad += g
+        leaf.grad += g.value() if isinstance(g, Product) else g
 
 
 def backward(
@@ -298,7 +309,9 @@ def backward(
     queue: list[tuple[int, Node]] = []
 
     def give(target: Node | Tensor, g: Any) -> None:
-        if not isinstance(g, Partial):
+        if isinstance(g, Product) and not isinstance(target, Tensor):
+            g = g.value()
+        if not isinstance(g, Partial | Product):
             g = _unbroadcast(g, target.shape)
             assert g.dtype == target.dtype, f"a vjp returned {g.dtype} for a parent of {target.dtype}"
         if isinstance(target, Tensor):

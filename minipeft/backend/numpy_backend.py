@@ -20,6 +20,8 @@ BLOCK = 16_384  # elements: 64 KB of float32, a few of which fit a 512 KB cache
 ERF_P = 0.3275911
 ERF_A = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
+HALF_A = tuple(-a / 2 for a in ERF_A)
+
 _exact_erf = np.frompyfunc(math.erf, 1, 1)
 
 
@@ -140,7 +142,8 @@ class NumpyBackend(Backend):
         step: int,
     ) -> None:
         """As the base's, block by block: each of the four vectors passes through the cache once."""
-        rate, correction = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+        correction = math.sqrt(1 - beta2**step)  # m̂ / (√v̂ + ε) = correction · m̂ / (√v + correction · ε)
+        rate = correction * lr / (1 - beta1**step)
 
         def update(part: slice) -> None:
             scratch = np.empty(min(BLOCK, part.stop - part.start), dtype=theta.dtype)
@@ -155,8 +158,7 @@ class NumpyBackend(Backend):
                 a *= 1 - beta2
                 vb += a
                 np.sqrt(vb, out=a)
-                a *= correction
-                a += eps
+                a += correction * eps
                 np.divide(mb, a, out=a)
                 a *= rate
                 if weight_decay:
@@ -177,10 +179,10 @@ def _row_blocks(x: Array, width: int | None = None) -> list[Array]:
     return [flat[start : start + rows] for start in range(0, flat.shape[0], rows)]
 
 
-def _horner(t: Array, out: Array) -> Array:
-    """a₁t + a₂t² + ... + a₅t⁵ of formula 7.1.26."""
-    np.multiply(t, ERF_A[0], out=out)
-    for a in ERF_A[1:]:
+def _horner(t: Array, out: Array, coefficients: tuple[float, ...] = ERF_A) -> Array:
+    """a₁t + a₂t² + ... + a₅t⁵ of formula 7.1.26, the last coefficient first."""
+    np.multiply(t, coefficients[0], out=out)
+    for a in coefficients[1:]:
         out += a
         out *= t
     return out
@@ -194,9 +196,8 @@ def _gelu_block(x: Array, value: Array, slope: Array, t: Array, e: Array, q: Arr
     np.multiply(x, x, out=e)
     e *= -0.5
     np.exp(e, out=e)  # exp(-x²/2) serves erf(x/√2) and the density φ
-    _horner(t, q)
+    _horner(t, q, HALF_A)
     q *= e
-    q *= -0.5
     q += 0.5  # Φ(|x|) - 1/2
     np.copysign(q, x, out=q)
     q += 0.5

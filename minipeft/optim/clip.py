@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from minipeft.backend import Array
+from minipeft.backend import Array, active
+from minipeft.backend.workers import parallel_map, parallel_slices
 
 
 def clip_grad_norm(grad: Array, max_norm: float) -> Array:
@@ -10,7 +11,15 @@ def clip_grad_norm(grad: Array, max_norm: float) -> Array:
 
     The factor is max_norm / (norm + 10⁻⁶), at most 1, as in torch. Nothing here waits for the device.
     """
-    norm = (grad @ grad) ** 0.5
+    cuts = parallel_slices(grad.size)
+    norm = (
+        sum(parallel_map(lambda cut: grad[cut] @ grad[cut], cuts), start=active().xp.zeros((), dtype=grad.dtype)) ** 0.5
+    )
     factor = (max_norm / (norm + 1e-6)).clip(max=1.0)
-    grad *= factor
+
+    def scale(cut: slice) -> None:
+        part = grad[cut]
+        part *= factor
+
+    parallel_map(scale, cuts)
     return norm

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minipeft.autograd import Tensor, functional
-from minipeft.autograd.tensor import Partial, backward
+from minipeft.autograd.tensor import Partial, Product, backward
 from minipeft.backend import Array, active, random
-from minipeft.backend.workers import Workers, parallel_map, parallel_slices
+from minipeft.backend.workers import Workers, parallel_map
 from minipeft.data import Batch
 from minipeft.nn import Module
 from minipeft.optim import FlatParameters
@@ -61,17 +61,17 @@ class ShardedGradients:
                     [active().xp.ones_like(loss.data)],
                     lambda leaf, g: (rest if leaf in rest else own).add(leaf, g),
                 )
-                own.finish()
-                rest.finish()
                 return loss.data, own, rest
 
             results = workers.map(run, range(len(shards)))
-            _add_up([own.vector for _, own, _ in results])
-            _add_up([rest.vector for _, _, rest in results])
+            add_up([own for _, own, _ in results])
+            add_up([rest for _, _, rest in results])
             if leaves:
                 views = results[0][2].views
-                sink = Sink(self.flat.parameters, self.flat.grad, fresh=False)
+                sink = Sink(self.flat.parameters, self.flat.grad)
+                sink.dense.update(sink.views)  # what is there stays, and more is added
                 backward([tensor for tensor, _ in shared], [views[id(leaf)] for leaf in leaves], sink.add)
+                add_up([sink])
         return sum((loss for loss, _, _ in results[1:]), start=results[0][0])
 
     def _vector(self, kept: dict[int, Array], i: int, like: Any) -> Array:
@@ -83,49 +83,55 @@ class ShardedGradients:
 
 
 class Sink:
-    """Takes the gradients of `leaves` into consecutive pieces of a vector. A fresh one overwrites what is there."""
+    """Takes the gradients of `leaves` into consecutive pieces of a vector, whatever was there before.
 
-    def __init__(self, leaves: Sequence[Tensor], vector: Array, fresh: bool = True) -> None:
-        self.vector = vector
+    `dense` says which pieces have been written. Partial gradients (of a few rows of a table) wait for `add_up`: only there
+    does the table's piece have to be filled, once for all shards.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor], vector: Array) -> None:
         self.views: dict[int, Array] = {}
+        self.dense: set[int] = set()
+        self.partials: dict[int, list[Partial]] = {}
         start = 0
         for leaf in leaves:
             self.views[id(leaf)] = vector[start : start + leaf.numel()].reshape(leaf.shape)
             start += leaf.numel()
-        self.empty = set(self.views) if fresh else set()
 
     def __contains__(self, leaf: Tensor) -> bool:
         return id(leaf) in self.views
 
     def add(self, leaf: Tensor, g: Any) -> None:
-        """Add a gradient, an array or a `Partial`."""
-        view = self.views[id(leaf)]
-        first = id(leaf) in self.empty
-        self.empty.discard(id(leaf))
+        """Add a gradient: an array, a `Partial`, or a `Product`, which is multiplied out in its place."""
+        key = id(leaf)
+        view = self.views[key]
         if isinstance(g, Partial):
-            if first:
-                view.fill(0)
-            view[g.index] += g.value
-        elif first:
-            view[...] = g
+            self.partials.setdefault(key, []).append(g)
+        elif key in self.dense:
+            view += g.value() if isinstance(g, Product) else g
+        elif isinstance(g, Product):
+            active().matmul(g.left, g.right, out=view)
         else:
-            view += g
-
-    def finish(self) -> None:
-        """Leaves that no gradient has reached have a gradient of zero."""
-        for key in self.empty:
-            self.views[key].fill(0)
+            view[...] = g
+        if not isinstance(g, Partial):
+            self.dense.add(key)
 
 
-def _add_up(vectors: list[Array]) -> None:
-    """Add the other vectors to the first, in their order."""
+def add_up(sinks: list[Sink]) -> None:
+    """Add what all sinks have taken into the first one's vector, in their order; a leaf without a gradient gets zero."""
 
-    def add(cut: slice) -> None:
-        for other in vectors[1:]:
-            vectors[0][cut] += other[cut]
+    def add(key: int) -> None:
+        total = sinks[0].views[key]
+        if key not in sinks[0].dense:
+            total.fill(0)
+        for sink in sinks[1:]:
+            if key in sink.dense:
+                total += sink.views[key]
+        for sink in sinks:
+            for index, value in sink.partials.get(key, ()):
+                total[index] += value
 
-    if len(vectors) > 1:
-        parallel_map(add, parallel_slices(vectors[0].size))
+    parallel_map(add, sorted(sinks[0].views, key=lambda key: -sinks[0].views[key].size))
 
 
 def split(indices: Any, shards: int) -> list[Any]:
