@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.autograd.tensor import Partial, Product, Tensor, record
+from minipeft.autograd.tape import Partial, Product
+from minipeft.autograd.tensor import Tensor, record
 from minipeft.backend import Array, active
 from minipeft.errors import UserError
 

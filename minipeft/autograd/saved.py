@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.autograd.tensor import Node, Target, Tensor
+from minipeft.autograd.tape import Node, Target
+from minipeft.autograd.tensor import Tensor
 from minipeft.backend import Array
 
 

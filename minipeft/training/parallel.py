@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minipeft.autograd import Tensor, functional
-from minipeft.autograd.tensor import Partial, Product, backward
+from minipeft.autograd.tape import Partial, Product, backward
 from minipeft.backend import Array, active, random
 from minipeft.backend.workers import Workers, parallel_map
 from minipeft.data import Batch

@@ -10,7 +10,8 @@ import pytest
 
 from minipeft.autograd import Tensor, concatenate, functional, no_grad
 from minipeft.autograd.saved import count_nodes, saved_arrays
-from minipeft.autograd.tensor import Partial, backward, grad_enabled, record
+from minipeft.autograd.tape import Partial, backward
+from minipeft.autograd.tensor import grad_enabled, record
 from minipeft.errors import UserError
 
 
