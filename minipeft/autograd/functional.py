@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from minipeft.autograd.tape import Partial, Product
-from minipeft.autograd.tensor import Tensor, record
+from minipeft.autograd.tensor import Tensor, grad_enabled, record
 from minipeft.backend import Array, active, random
 from minipeft.errors import UserError
 
@@ -69,7 +69,8 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x·Φ(x) with the exact Φ, or its tanh approximation for `approximate="tanh"` (arXiv 1606.08415, section 2)."""
     if approximate not in ("none", "tanh"):
         raise UserError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}.")
-    y, slope = active().gelu(x.data, tanh=approximate == "tanh")
+    needed = x.requires_grad and grad_enabled()
+    y, slope = active().gelu(x.data, tanh=approximate == "tanh", slope=needed)
     return record(y, (x, lambda g: g * slope))
 
 

@@ -65,14 +65,17 @@ class Backend:
         """The error function 2/√π ∫₀ˣ exp(-t²) dt, to the precision of the dtype."""
         raise NotImplementedError
 
-    def gelu(self, x: Array, tanh: bool = False) -> tuple[Array, Array]:
-        """GELU and its derivative: x·Φ(x), Φ(x) = (1 + erf(x/√2)) / 2; or the tanh form of it (arXiv 1606.08415)."""
+    def gelu(self, x: Array, tanh: bool = False, slope: bool = True) -> tuple[Array, Array | None]:
+        """GELU and its derivative: x·Φ(x), Φ(x) = (1 + erf(x/√2)) / 2; or the tanh form of it (arXiv 1606.08415).
+
+        Without `slope`, nobody needs the derivative, and a backend may give None for it.
+        """
         xp = self.xp
         if tanh:
             inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
             t = xp.tanh(inner)
-            slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-            return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope
+            inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+            return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner_slope
         cdf = 0.5 * (1 + self.erf(x / math.sqrt(2)))
         pdf = xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
         return x * cdf, cdf + x * pdf

@@ -57,7 +57,7 @@ class NumbaBackend(NumpyBackend):
         _add_rows(inverse, np.ascontiguousarray(rows), sums)
         return distinct, sums
 
-    def gelu(self, x: Array, tanh: bool = False) -> tuple[Array, Array]:
+    def gelu(self, x: Array, tanh: bool = False, slope: bool = True) -> tuple[Array, Array | None]:
         """x·Φ(x) and Φ(x) + x·φ(x), in one pass; Φ from erf, or from tanh: (1 + tanh u) / 2 = σ(2u)."""
         return self._activation(_gelu_tanh if tanh else _gelu, x) or super().gelu(x, tanh)
 

@@ -59,18 +59,19 @@ class NumpyBackend(Backend):
         t = 1 / (1 + ERF_P * np.abs(x))
         return np.copysign(1 - _horner(t, np.empty_like(t)) * np.exp(-x * x), x)
 
-    def gelu(self, x: Array, tanh: bool = False) -> tuple[Array, Array]:
-        """As the base's, block by block: Φ and φ share one exponential."""
+    def gelu(self, x: Array, tanh: bool = False, slope: bool = True) -> tuple[Array, Array | None]:
+        """As the base's, block by block: Φ and φ share one exponential. Without `slope`, None for it."""
         if x.dtype != np.float32:
             return super().gelu(x, tanh)
         x = np.asarray(x, order="C")
-        value, slope = np.empty_like(x), np.empty_like(x)
+        value, slopes = np.empty_like(x), np.empty_like(x) if slope else None
         kernel = _gelu_tanh_block if tanh else _gelu_block
         a, b, c = (np.empty(min(BLOCK, x.size), dtype=x.dtype) for _ in range(3))
         for cut in _blocks(0, x.size):
             n = cut.stop - cut.start
-            kernel(x.reshape(-1)[cut], value.reshape(-1)[cut], slope.reshape(-1)[cut], a[:n], b[:n], c[:n])
-        return value, slope
+            part = None if slopes is None else slopes.reshape(-1)[cut]
+            kernel(x.reshape(-1)[cut], value.reshape(-1)[cut], part, a[:n], b[:n], c[:n])
+        return value, slopes
 
     def softmax(self, x: Array) -> Array:
         """In place, a block of rows at a time."""
@@ -188,7 +189,7 @@ def _horner(t: Array, out: Array, coefficients: tuple[float, ...] = ERF_A) -> Ar
     return out
 
 
-def _gelu_block(x: Array, value: Array, slope: Array, t: Array, e: Array, q: Array) -> None:
+def _gelu_block(x: Array, value: Array, slope: Array | None, t: Array, e: Array, q: Array) -> None:
     np.abs(x, out=t)
     t *= ERF_P / math.sqrt(2)
     t += 1
@@ -202,25 +203,34 @@ def _gelu_block(x: Array, value: Array, slope: Array, t: Array, e: Array, q: Arr
     np.copysign(q, x, out=q)
     q += 0.5
     np.multiply(x, q, out=value)
+    if slope is None:
+        return
     np.multiply(x, e, out=slope)
     slope *= 1 / math.sqrt(2 * math.pi)
     slope += q
 
 
-def _gelu_tanh_block(x: Array, value: Array, slope: Array, s: Array, t: Array, u: Array) -> None:
+def _gelu_tanh_block(x: Array, value: Array, slope: Array | None, s: Array, t: Array, u: Array) -> None:
     np.multiply(x, x, out=s)
     np.multiply(s, 0.044715 * math.sqrt(2 / math.pi), out=t)
     t += math.sqrt(2 / math.pi)
     t *= x
     np.tanh(t, out=t)
+    if slope is not None:
+        _tanh_slope(x, slope, s, t, u)
+    t += 1
+    t *= 0.5
+    np.multiply(x, t, out=value)
+
+
+def _tanh_slope(x: Array, slope: Array, s: Array, t: Array, u: Array) -> None:
+    """(1 + t)/2 + x (1 - t²)/2 · d inner/dx, from s = x² and t = tanh(inner)."""
     s *= 3 * 0.044715 * math.sqrt(2 / math.pi)
     s += math.sqrt(2 / math.pi)  # d inner / dx
     np.multiply(t, t, out=u)
     np.subtract(1, u, out=u)
     u *= s
     u *= x
-    t += 1
     u += t
+    u += 1
     np.multiply(u, 0.5, out=slope)
-    t *= 0.5
-    np.multiply(x, t, out=value)

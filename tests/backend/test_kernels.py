@@ -119,6 +119,13 @@ def test_gelu_far_out_is_the_identity_or_zero(FAST, dtype, tanh):
     np.testing.assert_allclose(slope, [0, 0, 0, 0.5, 1, 1, 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gelu_without_its_slope_has_the_same_value(tanh, dtype):
+    x = np.linspace(-6, 6, 1001, dtype=dtype)
+    assert np.array_equal(FAST.gelu(x, tanh, slope=False)[0], FAST.gelu(x, tanh)[0])
+
+
 def test_gelu_of_a_single_number(FAST):
     for tanh in (False, True):
         for dtype in ("float32", "float64"):
