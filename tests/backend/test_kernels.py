@@ -121,7 +121,7 @@ def test_gelu_far_out_is_the_identity_or_zero(FAST, dtype, tanh):
 
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gelu_without_its_slope_has_the_same_value(tanh, dtype):
+def test_gelu_without_its_slope_has_the_same_value(FAST, tanh, dtype):
     x = np.linspace(-6, 6, 1001, dtype=dtype)
     assert np.array_equal(FAST.gelu(x, tanh, slope=False)[0], FAST.gelu(x, tanh)[0])
 
