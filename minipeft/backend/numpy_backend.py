@@ -35,9 +35,16 @@ class NumpyBackend(Backend):
         """The array itself."""
         return np.asarray(array)
 
+    def matmul(self, x: Array, y: Array, out: Array | None = None) -> Array:
+        """As the base's. OpenBLAS may compute on what lies beside a small array and leave an "invalid" flag behind, of which
+        NumPy would warn although the product is right; a NaN that matters shows in the loss.
+        """
+        with np.errstate(invalid="ignore"):
+            return super().matmul(x, y, out)
+
     def column_sum(self, x: Array) -> Array:
         """1ᵀ x, by BLAS."""
-        return np.matmul(np.ones(x.shape[0], dtype=x.dtype), x)
+        return _product(np.ones(x.shape[0], dtype=x.dtype), x)
 
     def row_dot(self, x: Array, y: Array) -> Array:
         """Inner products without the product array."""
@@ -97,7 +104,7 @@ class NumpyBackend(Backend):
         x_hat, scale = np.empty_like(x), np.empty((*x.shape[:-1], 1), dtype=x.dtype)
         mean_of = np.full((d, 1), 1 / d, dtype=x.dtype)
         for rows, out, s in zip(_row_blocks(x), _row_blocks(x_hat), _row_blocks(scale, d), strict=True):
-            np.subtract(rows, rows @ mean_of, out=out)
+            np.subtract(rows, _product(rows, mean_of), out=out)
             s[...] = np.vecdot(out, out)[:, None]
             s /= d
             s += eps
@@ -115,7 +122,7 @@ class NumpyBackend(Backend):
         blocks = (_row_blocks(g), _row_blocks(x_hat), _row_blocks(dx), _row_blocks(scale, d))
         for g_rows, x_rows, out, s in zip(*blocks, strict=True):
             np.multiply(x_rows, np.vecdot(g_rows, x_rows)[:, None] / d, out=out)
-            out += g_rows @ mean_of
+            out += _product(g_rows, mean_of)
             np.subtract(g_rows, out, out=out)
             out *= s
         return dx
@@ -167,6 +174,12 @@ class NumpyBackend(Backend):
                 t -= a
 
         parallel_map(update, parallel_slices(theta.size))
+
+
+def _product(x: Array, y: Array) -> Array:
+    """x @ y, uncounted: a sum in disguise. About the flag, see `matmul`."""
+    with np.errstate(invalid="ignore"):
+        return np.matmul(x, y)
 
 
 def _blocks(start: int, stop: int) -> list[slice]:
