@@ -36,8 +36,8 @@ class NumpyBackend(Backend):
         return np.asarray(array)
 
     def matmul(self, x: Array, y: Array, out: Array | None = None) -> Array:
-        """As the base's. OpenBLAS may compute on what lies beside a small array and leave an "invalid" flag behind, of which
-        NumPy would warn although the product is right; a NaN that matters shows in the loss.
+        """As the base's. OpenBLAS may compute on what lies beside a small array and leave an "invalid" flag behind, of
+        which NumPy would warn although the product is right; a NaN that matters shows in the loss.
         """
         with np.errstate(invalid="ignore"):
             return super().matmul(x, y, out)
