@@ -33,11 +33,12 @@ def train_one(
     set_backend(settings.backend)
     task = load_task(settings.task)
     check_sizes(settings, task)
-    model = build(settings, task, spec, seed)
+    finished = (out / ADAPTER / "adapter_config.json").exists()
+    model = None if finished else build(settings, task, spec, seed)  # a wrong method fails before the folder is made
     RunFolder(out, {**dataclasses.asdict(settings), "method": spec.name, "lr": spec.lr, "seed": seed}, {})
     train_rows, test_rows = encode(settings, task)
     checkpoint = out / "checkpoint.safetensors"
-    if (out / ADAPTER / "adapter_config.json").exists():
+    if model is None:
         model = _load(settings, task.labels, out)
     else:
         config = training_config(settings, spec)
