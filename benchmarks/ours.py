@@ -10,15 +10,15 @@ import numpy as np
 
 from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, Unsupported, inputs, split_method, threads, widths
 from minipeft.autograd import Tensor
-from minipeft.backend import random, set_backend
-from minipeft.backend.workers import Workers
+from minipeft.backend import active, random, set_backend
+from minipeft.backend.workers import Workers, current_workers
 from minipeft.cost import activation_bytes, count_flops
 from minipeft.data import Batch, EncodedSet, collate
 from minipeft.data.tokenize import Encoded
 from minipeft.errors import UserError
 from minipeft.experiments.methods import parse_method
 from minipeft.nn import ClassificationHead, Linear, Module, Transformer, TransformerConfig
-from minipeft.optim import AdamW, clip_grad_norm
+from minipeft.optim import AdamW, clip_factor
 from minipeft.peft import get_peft_model
 from minipeft.training.parallel import ShardedGradients, split
 
@@ -82,38 +82,52 @@ class Step:
             self.model = get_peft_model(base, parse_method(method.removesuffix(":cached")).config)
         self.data = _dataset(shape)
         self.optimizer = AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-        self.gradients = ShardedGradients(self.optimizer.flat)
+        self.gradients = ShardedGradients(self.model, self.optimizer.flat, threads())
         self.workers = Workers(threads())
         self.steps = 0
-        self.cache: Any = None
+        self.cache: Any = self._make_cache() if self.cached else None
+        self.go_on = active().shared((1,), "uint8")  # rank 0 tells the others whether there is a step to come
 
     def __enter__(self) -> Step:
         self.model.train()
         self.workers.__enter__()
-        if self.cached:
-            self.cache = self._fill_cache()
+        if self.cache is not None:
+            self.cache.fill()
+        if self.workers.rank:
+            self.workers.barrier()
+            while self.go_on[0]:
+                self._work()
+                self.workers.barrier()
+            self.workers.__exit__(None, None, None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.go_on[0] = 0
+        if error is None:
+            self.workers.barrier()
         self.workers.__exit__(kind, error, trace)
 
     def __call__(self) -> Any:
         """One step; the loss as a 0-d array."""
-        loss = self.gradient(self.workers.count, self.workers)
-        clip_grad_norm(self.optimizer.flat.grad, CLIP)
-        self.optimizer.step()
+        self.go_on[0] = 1
+        self.workers.barrier()
+        return self._work()
+
+    def _work(self) -> Any:
+        loss, norm = self.gradient()
+        self.optimizer.step(scale=clip_factor(norm, CLIP))
+        self.workers.barrier()
         self.steps += 1
         return loss
 
-    def gradient(self, shards: int, workers: Workers) -> Any:
-        """The gradient of the batch alone."""
-        parts = split(np.arange(len(self.data)), shards)
+    def gradient(self) -> Any:
+        """The gradient of the batch alone; its loss and norm."""
+        shards = split(np.arange(len(self.data)), current_workers().count)
         if self.cache is not None:
-            batches = [self.cache.batch(rows) for rows in parts]
-            return self.gradients.compute(self.model, batches, self.steps, workers, self.cache.logits)
-        return self.gradients.compute(self.model, [self.batch(rows) for rows in parts], self.steps, workers)
+            return self.gradients.compute(shards, self.steps, self.cache.batch, self.cache.logits)
+        return self.gradients.compute(shards, self.steps, self.batch)
 
     def batch(self, rows: Any) -> Batch:
         """Some rows as the model takes them."""
@@ -123,8 +137,8 @@ class Step:
 
     def count(self) -> dict[str, float]:
         """Operations of the matrix products of a step, what its tape holds, and the number of trained parameters."""
-        with Workers(1) as one, count_flops() as counted:  # in this thread: the count is not made for several at once
-            self.gradient(1, one)
+        with Workers(1), count_flops() as counted:  # in this process: of the others' operations it knows nothing
+            self.gradient()
         batch = self.batch(np.arange(len(self.data)))
         logits = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         return {
@@ -133,7 +147,7 @@ class Step:
             "trained": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
         }
 
-    def _fill_cache(self) -> Any:
+    def _make_cache(self) -> Any:
         try:
             from minipeft.training.cache import cache_for
         except ImportError:

@@ -180,14 +180,7 @@ def attention(
     Q, K, V = (_heads(t.data, heads) for t in (q, k, v))  # (batch, heads, seq, d_h), views
 
     scores = backend.matmul(Q, K.swapaxes(-1, -2))  # (batch, heads, seq, seq)
-    scores *= scale
-    lowest = float(xp.finfo(scores.dtype).min)
-    if mask is not None:
-        scores += xp.where(mask, 0.0, lowest).astype(scores.dtype)[:, None, None, :]
-    if causal:
-        future = xp.triu(xp.ones(scores.shape[-2:], dtype=bool), k=1 + scores.shape[-1] - scores.shape[-2])
-        scores = xp.where(future, xp.asarray(lowest, dtype=scores.dtype), scores)
-    P = backend.softmax(scores)
+    P = backend.attention_weights(scores, scale, mask, causal)
     keep = backend.dropout_mask(P.shape, dropout_p, random.dropout_key()) if dropout_p else None
     kept_scale = 1 / (1 - dropout_p)
 
@@ -206,13 +199,14 @@ def attention(
             backend.matmul(thin(P).swapaxes(-1, -2), G, out=_heads(dv, heads))
         if needs[0] or needs[1]:
             dS = backend.softmax_backward(P, thin(backend.matmul(G, V.swapaxes(-1, -2))))
-            dS *= scale
             if needs[0]:
                 dq = xp.empty(q_shape, dtype=g.dtype)
                 backend.matmul(dS, K, out=_heads(dq, heads))
+                dq *= scale
             if needs[1]:
                 dk = xp.empty(v_shape, dtype=g.dtype)
                 backend.matmul(dS.swapaxes(-1, -2), Q, out=_heads(dk, heads))
+                dk *= scale
         return dq, dk, dv
 
     q_shape, v_shape = q.shape, v.shape

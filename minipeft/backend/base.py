@@ -32,6 +32,10 @@ class Backend:
         """A NumPy array of the same values; the only way out of the backend."""
         raise NotImplementedError
 
+    def shared(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Zeros, in memory that workers (workers.py) share, if the backend has any."""
+        return self.xp.zeros(shape, dtype=dtype)
+
     # ---- matrix products and sums
 
     def matmul(self, x: Array, y: Array, out: Array | None = None) -> Array:
@@ -50,6 +54,13 @@ class Backend:
     def row_dot(self, x: Array, y: Array) -> Array:
         """(..., d), (..., d) -> (..., 1): the inner product of each pair of rows."""
         return (x * y).sum(axis=-1, keepdims=True)
+
+    def sum_into(self, vectors: list[Array]) -> Array:
+        """Add all vectors (n,) into the first, in their order; returns the sum's squared norm (a 0-d array)."""
+        total = vectors[0]
+        for vector in vectors[1:]:
+            total += vector
+        return total @ total
 
     def scatter_rows(self, indices: Array, rows: Array) -> tuple[Array, Array]:
         """(n,), (n, d) -> the distinct indices (u,) and, for each, the sum of its rows (u, d)."""
@@ -91,6 +102,25 @@ class Backend:
         """exp(x - max) / Σ exp(x - max) along the last axis. May reuse the memory of `x`."""
         e = self.xp.exp(x - x.max(axis=-1, keepdims=True))
         return e / e.sum(axis=-1, keepdims=True)
+
+    def attention_weights(self, scores: Array, scale: float, mask: Array | None = None, causal: bool = False) -> Array:
+        """softmax(scale · scores) along the last axis, over the keys that may be seen. May reuse the memory of `scores`.
+
+        (batch, heads, q, k) -> the same. Keys where `mask` (batch, k) is zero are not seen; with `causal`, query i sees
+        the keys up to i + k - q.
+        """
+        xp = self.xp
+        lowest = xp.asarray(xp.finfo(scores.dtype).min, dtype=scores.dtype)
+        scores *= scale
+        if mask is not None:
+            scores += xp.where(mask, xp.zeros_like(lowest), lowest)[:, None, None, :]
+        if causal:
+            scores = xp.where(self._future(*scores.shape[-2:]), lowest, scores)
+        return self.softmax(scores)
+
+    def _future(self, queries: int, keys: int) -> Array:
+        """(queries, keys): True where a key comes after its query, the last query being at the last key."""
+        return self.xp.triu(self.xp.ones((queries, keys), dtype=bool), k=1 + keys - queries)
 
     def softmax_backward(self, p: Array, g: Array) -> Array:
         """dL/dx = p ⊙ (g - Σ g ⊙ p) for p = softmax(x). May reuse the memory of `g`."""
@@ -173,11 +203,14 @@ class Backend:
         eps: float,
         weight_decay: float,
         step: int,
+        scale: Any = 1.0,
     ) -> None:
-        """One step of AdamW, in place on the flat vectors (arXiv 1711.05101, algorithm 2; `step` counts from 1).
+        """One step of AdamW for the gradient scale · g, in place on θ, m and v (arXiv 1711.05101, algorithm 2).
 
         m ← β₁m + (1-β₁)g, v ← β₂v + (1-β₂)g², θ ← θ - lr·wd·θ - lr·m̂ / (√v̂ + eps), with m̂ = m/(1-β₁ᵗ), v̂ = v/(1-β₂ᵗ).
+        `step` is t and counts from 1; `scale`, a number or a 0-d array, is the factor of clipping.
         """
+        g = g * scale
         m *= beta1
         m += (1 - beta1) * g
         v *= beta2

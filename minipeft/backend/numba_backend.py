@@ -2,7 +2,7 @@
 
 A compiled loop reads its inputs once and writes its outputs once; what NumPy keeps in a scratch block stays in registers.
 It needs the optional extra: `pip install 'minipeft[fast]'`. Each function is compiled at its first call, in a second or
-so, and kept on disk for the next process. Threads are ours (workers.py), never Numba's: `nogil` lets them run side by side.
+so, and kept on disk for the next process. Workers are processes (workers.py); Numba's own threads are not used.
 
 Left to NumPy are `matmul`, `row_dot` and `column_sum` (BLAS is as fast), `erf` (only tests call it by itself), and in
 float64 whatever needs an exponential: NumPy's is vectorised, the C library's, which Numba would call, is not.
@@ -19,9 +19,8 @@ import numpy as np
 
 from minipeft.backend.base import Array
 from minipeft.backend.numpy_backend import ERF_A, ERF_P, NumpyBackend
-from minipeft.backend.workers import parallel_map, parallel_slices
 
-compiled: Any = partial(numba.njit, cache=True, nogil=True, error_model="numpy")
+compiled: Any = partial(numba.njit, cache=True, error_model="numpy")
 # A sum may be taken in any order (or it could not be vectorised) and a + b·c rounded once; NaN and ∞ stay what they are.
 # Not "arcp": with it 1/√x becomes an estimate and a Newton step, which makes NaN of 1/√∞.
 loop: Any = partial(compiled, fastmath={"reassoc", "contract", "nsz"})
@@ -80,6 +79,16 @@ class NumbaBackend(NumpyBackend):
         x = np.ascontiguousarray(x)
         _softmax(_rows(x), *_numbers(x, 2))
         return x
+
+    def attention_weights(self, scores: Array, scale: float, mask: Array | None = None, causal: bool = False) -> Array:
+        """softmax(scale · scores) over the keys that may be seen, 0 for those after the query, in place."""
+        if scores.dtype != np.float32:
+            return super().attention_weights(scores, scale, mask, causal)
+        scores = np.ascontiguousarray(scores)
+        batch, _, queries, keys = scores.shape
+        hidden = np.zeros((batch, keys), f32) if mask is None else np.where(mask, ZERO, np.finfo(f32).min)
+        _attention_weights(scores, f32(scale), hidden, keys - queries + 1 if causal else keys)
+        return scores
 
     def softmax_backward(self, p: Array, g: Array) -> Array:
         """dL/dx = p ⊙ (g - Σ g ⊙ p), in place on g."""
@@ -146,12 +155,13 @@ class NumbaBackend(NumpyBackend):
         eps: float,
         weight_decay: float,
         step: int,
+        scale: Any = 1.0,
     ) -> None:
         """m ← β₁m + (1-β₁)g, v ← β₂v + (1-β₂)g², θ ← θ - lr·wd·θ - lr·m̂ / (√v̂ + eps), in one pass."""
         rate, correction, keep = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), 1 - lr * weight_decay
-        numbers = (beta1, 1 - beta1, beta2, 1 - beta2, rate, correction, eps, keep)
-        options = tuple(theta.dtype.type(number) for number in numbers)
-        parallel_map(lambda part: _adamw(theta[part], g[part], m[part], v[part], options), parallel_slices(theta.size))
+        factor, square = float(scale) * (1 - beta1), float(scale) ** 2 * (1 - beta2)
+        numbers = (beta1, factor, beta2, square, rate, correction, eps, keep)
+        _adamw(theta, g, m, v, tuple(theta.dtype.type(number) for number in numbers))
 
 
 def _rows(x: Array) -> Array:
@@ -227,27 +237,47 @@ def _silu(x: Array, value: Array, slope: Array) -> None:
 
 
 @loop
-def _softmax(x: Array, top: Array, total: Array) -> None:
-    """Each row becomes exp(x - max) / Σ exp(x - max); the maximum and the sum are kept in `top` and `total`.
+def _softmax_row(row: Array) -> tuple[Array, Array]:
+    """The row becomes exp(x - max) / Σ exp(x - max); returns the maximum and the sum.
 
     The maximum is taken of the bits, read as integers (for a negative number with the other bits flipped), which
     order as the numbers do: a maximum of integers vectorises, one of floats that respects NaN does not.
     """
+    bits = row.view(i32)
+    highest = LEAST
+    for j in range(row.size):
+        highest = max(highest, bits[j] ^ ((bits[j] >> SIGN) & REST))
+    maximum = i32(highest ^ ((highest >> SIGN) & REST)).view(f32)
+    s = ZERO
+    for j in range(row.size):
+        e = _exp(row[j] - maximum)
+        row[j] = e
+        s += e
+    inverse = ONE / s
+    for j in range(row.size):
+        row[j] *= inverse
+    return maximum, s
+
+
+@loop
+def _softmax(x: Array, top: Array, total: Array) -> None:
+    """Each row becomes its softmax; its maximum and its Σ exp(x - max) are kept in `top` and `total`."""
     for i in range(x.shape[0]):
-        row, bits = x[i], x[i].view(i32)
-        highest = LEAST
-        for j in range(row.size):
-            highest = max(highest, bits[j] ^ ((bits[j] >> SIGN) & REST))
-        maximum = i32(highest ^ ((highest >> SIGN) & REST)).view(f32)
-        s = ZERO
-        for j in range(row.size):
-            e = _exp(row[j] - maximum)
-            row[j] = e
-            s += e
-        inverse = ONE / s
-        for j in range(row.size):
-            row[j] *= inverse
-        top[i], total[i] = maximum, s
+        top[i], total[i] = _softmax_row(x[i])
+
+
+@loop
+def _attention_weights(x: Array, scale: Array, hidden: Array, first: int) -> None:
+    """(batch, heads, q, k), (batch, k): softmax(scale · x + hidden) of the keys before `first` + the query's number."""
+    batch, heads, queries, keys = x.shape
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(queries):
+                row, seen = x[b, h, i], min(first + i, keys)
+                for j in range(seen):
+                    row[j] = row[j] * scale + hidden[b, j]
+                row[seen:] = ZERO
+                _softmax_row(row[:seen])
 
 
 @loop
@@ -327,7 +357,7 @@ def _mix(h: Array) -> Array:
 
 @loop
 def _adamw(theta: Array, g: Array, m: Array, v: Array, options: tuple[Array, ...]) -> None:
-    """With rate = lr/(1 - β₁ᵗ), correction = 1/√(1 - β₂ᵗ), keep = 1 - lr·wd, and rest = 1 - β."""
+    """With rate = lr/(1 - β₁ᵗ), correction = 1/√(1 - β₂ᵗ), keep = 1 - lr·wd, and rest = (1 - β) times the scale."""
     beta1, rest1, beta2, rest2, rate, correction, eps, keep = options
     for i in range(theta.size):
         m[i] = beta1 * m[i] + rest1 * g[i]

@@ -104,18 +104,22 @@ class Block(Module):
         self.mlp_norm = LayerNorm(d, config.norm_eps)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Any = None) -> Tensor:
-        """(batch, seq, d), mask (batch, seq) -> (batch, seq, d)."""
+    def forward(self, x: Tensor, mask: Any = None, wanted: slice | None = None) -> Tensor:
+        """(batch, seq, d), mask (batch, seq) -> (batch, seq, d), or the `wanted` positions of it alone.
+
+        Those see all positions as ever: what is left out is the rest's queries, and all that comes after attention.
+        """
         if self.config.norm_first:
-            x = x + self.dropout(self.attend(self.attn_norm(x), mask))
+            h = self.attn_norm(x)
+            x = _cut(x, wanted) + self.dropout(self.attend(h, mask, wanted))
             return x + self.dropout(self.feed_forward(self.mlp_norm(x)))
-        x = self.attn_norm(x + self.dropout(self.attend(x, mask)))
+        x = self.attn_norm(_cut(x, wanted) + self.dropout(self.attend(x, mask, wanted)))
         return self.mlp_norm(x + self.dropout(self.feed_forward(x)))
 
-    def attend(self, x: Tensor, mask: Any = None) -> Tensor:
+    def attend(self, x: Tensor, mask: Any = None, wanted: slice | None = None) -> Tensor:
         """softmax(Q Kᵀ/√d_h) V · W_O over the heads, with Q = X W_Q, K = X W_K, V = X W_V."""
         p = self.config.attention_dropout if self.training else 0.0
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = self.q_proj(_cut(x, wanted)), self.k_proj(x), self.v_proj(x)
         mixed = functional.attention(q, k, v, self.config.heads, mask=mask, causal=self.config.causal, dropout_p=p)
         return self.o_proj(mixed)
 
@@ -126,7 +130,12 @@ class Block(Module):
 
 
 class ClassificationHead(Module):
-    """Logits from the first position, tanh(x₀ W_p + b_p) W_c + b_c: BERT's pooler and a classifier (arXiv 1810.04805)."""
+    """Logits from the first position, tanh(x₀ W_p + b_p) W_c + b_c: BERT's pooler and a classifier (arXiv 1810.04805).
+
+    `reads` says which positions count, so that the last block computes no others.
+    """
+
+    reads = slice(0, 1)
 
     def __init__(self, d: int, num_labels: int, dropout: float = 0.0, rng: random.Generator | None = None) -> None:
         self.pooler = Linear(d, d, rng=rng)
@@ -166,13 +175,20 @@ class Transformer(Module):
         return x
 
     def upper(self, x: Tensor, attention_mask: Any = None, cut: int = 0) -> Tensor:
-        """The blocks from `cut` on, the final norm and the head."""
+        """The blocks from `cut` on, the final norm and the head. The last block computes only what the head reads."""
         mask = _mask(attention_mask)
-        for block in self.blocks[cut:]:
-            x = block(x, mask)
+        wanted = None if self.config.causal else getattr(self.head, "reads", None)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks[cut:], start=cut):
+            x = block(x, mask, wanted if i == last else None)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return self.head(x) if self.head is not None else x
+
+
+def _cut(x: Tensor, wanted: slice | None) -> Tensor:
+    """(batch, seq, d) -> (batch, the wanted positions, d)."""
+    return x if wanted is None else x[:, wanted]
 
 
 def _inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:

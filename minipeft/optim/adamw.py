@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from minipeft.backend import active
 from minipeft.errors import UserError
@@ -36,17 +37,18 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: float, scale: Any, part: slice) -> None:
         """One fused pass over θ, g, m and v."""
         active().adamw_step(
-            self.flat.theta,
-            self.flat.grad,
-            self.state["m"],
-            self.state["v"],
+            self.flat.theta[part],
+            self.flat.grad[part],
+            self.state["m"][part],
+            self.state["v"][part],
             lr=lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
             eps=self.eps,
             weight_decay=self.weight_decay,
             step=self.steps,
+            scale=scale,
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minipeft.backend import Array, active
+from minipeft.backend.workers import current_workers
 from minipeft.errors import UserError
 from minipeft.nn import Parameter
 
@@ -27,10 +28,11 @@ class FlatParameters:
             raise UserError("There is nothing to train: every parameter is frozen.")
         if len({str(p.dtype) for p in self.parameters}) > 1:
             raise UserError("The trainable parameters differ in dtype; convert the model with astype() first.")
-        xp = active().xp
-        self.theta: Array = xp.concatenate([p.data.reshape(-1) for p in self.parameters])
-        self.grad: Array = xp.zeros_like(self.theta)
+        size = sum(p.numel() for p in self.parameters)
+        self.theta: Array = active().shared((size,), self.parameters[0].dtype)
+        self.grad: Array = active().shared(self.theta.shape, self.theta.dtype)
         for p, cut in zip(self.parameters, self.cuts(), strict=True):
+            self.theta[cut] = p.data.reshape(-1)
             p.data, p.grad = self.theta[cut].reshape(p.shape), self.grad[cut].reshape(p.shape)
 
     def cuts(self) -> list[slice]:
@@ -55,10 +57,13 @@ class Optimizer:
             raise UserError(f"lr={lr}: a learning rate is a positive number.")
         self.flat = FlatParameters(parameters)
         self.lr, self.steps = lr, 0
-        self.state = {name: active().xp.zeros_like(self.flat.theta) for name in self.state_names}
+        shape, dtype = self.flat.theta.shape, self.flat.theta.dtype
+        self.state = {name: active().shared(shape, dtype) for name in self.state_names}
 
-    def step(self, lr: float | None = None) -> None:
-        """One update, at the rate `lr` or else the one of the constructor.
+    def step(self, lr: float | None = None, scale: Any = 1.0) -> None:
+        """One update, at the rate `lr` or else the one of the constructor, with the gradient times `scale`.
+
+        Several workers update a piece of the vectors each; whoever calls it lets them meet before θ is used.
 
         Raises:
             UserError: a parameter's data was replaced since, so that moving θ would not move it.
@@ -72,10 +77,10 @@ class Optimizer:
                 self.flat.grad[cut] = 0 if p.grad is None else p.grad.reshape(-1)
                 p.grad = self.flat.grad[cut].reshape(p.shape)
         self.steps += 1
-        self.update(self.lr if lr is None else lr)
+        self.update(self.lr if lr is None else lr, scale, current_workers().slice(self.flat.theta.size))
 
-    def update(self, lr: float) -> None:
-        """The rule: θ from the gradient and the state, on the flat vectors."""
+    def update(self, lr: float, scale: Any, part: slice) -> None:
+        """The rule: θ from scale · gradient and the state, in place, on a part of the flat vectors."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -86,6 +91,8 @@ class Optimizer:
 
     def _drop_frozen(self) -> None:
         """A parameter that was frozen since leaves the vectors together with its moments: it will not move again."""
+        if current_workers().count > 1:
+            raise UserError("A parameter was frozen while several workers train: freeze it before.")
         xp = active().xp
         keep = [cut for p, cut in zip(self.flat.parameters, self.flat.cuts(), strict=True) if p.requires_grad]
         grad = self.flat.grad
@@ -94,7 +101,9 @@ class Optimizer:
                 p.data, p.grad = self.flat.theta[cut].reshape(p.shape).copy(), None
         self.flat = FlatParameters(self.flat.parameters)
         self.flat.grad[...] = xp.concatenate([grad[cut] for cut in keep])
-        self.state = {name: xp.concatenate([v[cut] for cut in keep]) for name, v in self.state.items()}
+        for name, before in self.state.items():
+            self.state[name] = active().shared(self.flat.theta.shape, before.dtype)
+            self.state[name][...] = xp.concatenate([before[cut] for cut in keep])
 
     # ---- checkpoints
 

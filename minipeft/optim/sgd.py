@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from minipeft.nn import Parameter
 from minipeft.optim.flat import Optimizer
@@ -26,11 +27,11 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: float, scale: Any, part: slice) -> None:
         """In place on θ and u."""
-        theta, u = self.flat.theta, self.state["u"]
+        theta, u = self.flat.theta[part], self.state["u"][part]
         u *= self.momentum
-        u += self.flat.grad
+        u += scale * self.flat.grad[part]
         if self.weight_decay:
             u += self.weight_decay * theta
         theta -= lr * u

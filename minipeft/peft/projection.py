@@ -12,7 +12,7 @@ from typing import Protocol
 
 import minipeft.backend.random as streams
 from minipeft.backend import Array, active
-from minipeft.backend.workers import parallel_map
+from minipeft.backend.workers import MOST, current_workers
 from minipeft.errors import UserError
 
 CHUNK = 65_536  # elements of θ that Fastfood computes at a time: 256 KB, which stays in the cache
@@ -91,7 +91,7 @@ class Fastfood:
     """
 
     def __init__(self, d: int, D: int, seed: int) -> None:
-        xp, asarray = active().xp, active().asarray
+        xp, asarray, shared = active().xp, active().asarray, active().shared
         self.d, self.D = d, D
         self.n = n = 1 << max(1, (d - 1).bit_length())
         bits = n.bit_length() - 1
@@ -110,6 +110,10 @@ class Fastfood:
             cut = slice(start, min(start + count * n, D))
             order = self._layout(place).reshape(-1).astype(xp.int32)
             self.chunks.append((cut, self._layout(asarray(signs)), order, self._layout(asarray(G))))
+        self.shared_out, self.shared_sums = (
+            shared((D,), "float32"),
+            shared((MOST, n), "float32"),
+        )  # used by several workers
 
     def _layout(self, blocks: Array) -> Array:
         """(blocks, n) -> (a, blocks, b): now either product with H is one product for the whole chunk."""
@@ -122,29 +126,25 @@ class Fastfood:
         return matmul(left.reshape(-1, self.b), self.H_b).reshape(x.shape)
 
     def forward(self, theta_d: Array) -> Array:
-        """θ_d M, a chunk of blocks at a time."""
-        xp = active().xp
+        """θ_d M, a chunk of blocks at a time; several workers compute some chunks each, and the next call overwrites it."""
+        xp, workers = active().xp, current_workers()
         padded = xp.zeros(self.n, dtype=theta_d.dtype)
         padded[: self.d] = theta_d
         padded = padded.reshape(self.a, 1, self.b)
-        out = xp.empty(self.D, dtype=theta_d.dtype)
-
-        def project(chunk: tuple[slice, Array, Array, Array]) -> None:
-            cut, signs, order, gauss = chunk
+        out = self.shared_out if workers.count > 1 else xp.empty(self.D, dtype=theta_d.dtype)
+        for cut, signs, order, gauss in workers.mine(self.chunks):
             x = self._transform(padded * signs)
             x = x.reshape(-1)[order].reshape(x.shape)
             x *= gauss
             out[cut] = self._transform(x).reshape(-1)[: cut.stop - cut.start]
-
-        parallel_map(project, self.chunks)
+        workers.barrier()
         return out
 
     def backward(self, g: Array) -> Array:
         """M g: the transposes in the reverse order; B, G and H are symmetric, Πᵀ puts the entries back."""
-        xp = active().xp
-
-        def pull(chunk: tuple[slice, Array, Array, Array]) -> Array:
-            cut, signs, order, gauss = chunk
+        xp, workers = active().xp, current_workers()
+        total = xp.zeros((self.a, self.b), dtype=g.dtype)
+        for cut, signs, order, gauss in workers.mine(self.chunks):
             x = xp.zeros(order.size, dtype=g.dtype)
             x[: cut.stop - cut.start] = g[cut]
             x = self._transform(x.reshape(signs.shape))
@@ -153,12 +153,12 @@ class Fastfood:
             back[order] = x.reshape(-1)
             back = self._transform(back.reshape(signs.shape))
             back *= signs
-            return back.sum(axis=1)
-
-        total = xp.zeros((self.a, self.b), dtype=g.dtype)
-        for part in parallel_map(pull, self.chunks):
-            total += part
-        return total.reshape(-1)[: self.d]
+            total += back.sum(axis=1)
+        if workers.count == 1:
+            return total.reshape(-1)[: self.d]
+        self.shared_sums[workers.rank] = total.reshape(-1)
+        workers.barrier()
+        return self.shared_sums[: workers.count].sum(axis=0)[: self.d]
 
 
 PROJECTIONS: dict[str, type[Dense | Sparse | Fastfood]] = {"dense": Dense, "sparse": Sparse, "fastfood": Fastfood}

@@ -13,7 +13,7 @@ from typing import Any
 
 from minipeft.autograd import Tensor, no_grad
 from minipeft.backend import Array, active
-from minipeft.backend.workers import parallel_map
+from minipeft.backend.workers import current_workers
 from minipeft.data import EncodedSet, collate, sorted_order
 from minipeft.nn import Module, Transformer
 from minipeft.peft import PeftModel
@@ -32,35 +32,41 @@ class CachedBatch:
 
 
 class ActivationCache:
-    """The activations at a cut for every row of a data set.
+    """The activations at a cut for every row of a data set; make it before the workers start, `fill` it among them.
 
     Args:
         model: its blocks from `cut` on are trained, those below are not.
         cut: the index of the lowest trained block; the number of blocks when the head alone is trained.
         dataset: the rows; each takes 4 · tokens · d bytes.
         pad_id: fills a batch up.
-        batch_size: rows computed at a time.
     """
 
-    def __init__(self, model: Transformer, cut: int, dataset: EncodedSet, pad_id: int, batch_size: int = 64) -> None:
+    def __init__(self, model: Transformer, cut: int, dataset: EncodedSet, pad_id: int) -> None:
         self.model, self.cut, self.dataset, self.pad_id = model, cut, dataset, pad_id
-        self.rows: list[Array] = [None] * len(dataset)
+        self.ends = dataset.lengths.cumsum(dtype="int64")
+        size = (int(self.ends[-1]), model.config.d_model)  # the tokens of all rows, end to end
+        self.tokens = active().shared(size, next(model.parameters()).dtype)
 
-        def fill(indices: Any) -> None:
-            with no_grad():
-                batch = collate(dataset, indices, pad_id)
-                hidden = model.lower(batch.input_ids, batch.attention_mask, batch.token_type_ids, cut).data
+    def fill(self, batch_size: int = 64) -> None:
+        """Compute all rows, `batch_size` at a time, each worker its part; when all have come back, it is done."""
+        workers = current_workers()
+        with no_grad():
+            for indices in workers.mine(sorted_order(self.dataset.lengths, batch_size)):
+                batch = collate(self.dataset, indices, self.pad_id)
+                hidden = self.model.lower(batch.input_ids, batch.attention_mask, batch.token_type_ids, self.cut).data
                 for i, row in zip(indices, hidden, strict=True):
-                    self.rows[i] = row[: dataset.lengths[i]].copy()
+                    self._row(i)[...] = row[: self.dataset.lengths[i]]
+        workers.barrier()
 
-        parallel_map(fill, sorted_order(dataset.lengths, batch_size))
+    def _row(self, i: int) -> Array:
+        return self.tokens[self.ends[i] - self.dataset.lengths[i] : self.ends[i]]
 
     def batch(self, indices: Sequence[int]) -> CachedBatch:
         """The rows at `indices`, padded with zeros to the longest."""
         plain = collate(self.dataset, indices, self.pad_id)
-        hidden = active().xp.zeros((*plain.attention_mask.shape, self.model.config.d_model), dtype=self.rows[0].dtype)
+        hidden = active().xp.zeros((*plain.attention_mask.shape, self.model.config.d_model), dtype=self.tokens.dtype)
         for place, i in enumerate(indices):
-            hidden[place, : self.dataset.lengths[i]] = self.rows[i]
+            hidden[place, : self.dataset.lengths[i]] = self._row(i)
         return CachedBatch(hidden, plain.attention_mask, plain.labels)
 
     def logits(self, batch: CachedBatch) -> Tensor:

@@ -31,24 +31,23 @@ def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 
     if not len(dataset):
         raise UserError("There are no rows to evaluate on.")
 
-    def score(indices: Any) -> tuple[Any, float]:
-        with no_grad():
-            batch = collate(dataset, indices, pad_id)
-            logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-            loss = functional.cross_entropy(logits, batch.labels, reduction="sum").item()
-            return active().to_numpy(logits.data.argmax(axis=-1)), loss
+    batches = sorted_order(dataset.lengths, batch_size)
+    classes, losses = active().shared((len(dataset),), "int64"), active().shared((len(batches),), "float64")
+
+    def score(place: int, indices: Any) -> None:
+        batch = collate(dataset, indices, pad_id)
+        logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        losses[place] = functional.cross_entropy(logits, batch.labels, reduction="sum").data
+        classes[indices] = logits.data.argmax(axis=-1)
 
     was_training = model.training
     model.eval()
-    predictions, loss = [0] * len(dataset), 0.0
-    batches = sorted_order(dataset.lengths, batch_size)
     try:
         with Workers(workers) as pool, no_grad(), model.prepared():
-            for indices, (classes, batch_loss) in zip(batches, pool.map(score, batches), strict=True):
-                loss += batch_loss
-                for row, prediction in zip(indices, classes, strict=True):
-                    predictions[row] = int(prediction)
+            for place, indices in pool.mine(list(enumerate(batches))):
+                score(place, indices)
     finally:
         model.train(was_training)
+    predictions = active().to_numpy(classes).tolist()
     right = sum(int(a == b) for a, b in zip(predictions, dataset.labels.tolist(), strict=True))
-    return Score(right / len(dataset), loss / len(dataset), predictions)
+    return Score(right / len(dataset), float(losses.sum()) / len(dataset), predictions)

@@ -1,7 +1,8 @@
 """Batch shards: each worker runs the forward and backward pass of its part of the batch.
 
-Each writes a gradient vector of its own, and the vectors are added in a fixed order: the same seed and number of workers
-give the same bits.
+Each writes a gradient vector of its own; then each adds up a piece of all of them, in the order of the ranks: the same seed
+and number of workers give the same bits. In the words of distributed training: data parallelism with a reduce-scatter, and
+an optimizer whose state is shared out (arXiv 1910.02054, section 5.1).
 """
 
 from __future__ import annotations
@@ -12,87 +13,111 @@ from typing import Any
 from minipeft.autograd import Tensor, functional
 from minipeft.autograd.tape import Partial, Product, backward
 from minipeft.backend import Array, active, random
-from minipeft.backend.workers import Workers, parallel_map
+from minipeft.backend.workers import current_workers
 from minipeft.data import Batch
 from minipeft.nn import Module
 from minipeft.optim import FlatParameters
 
 
 class ShardedGradients:
-    """Computes the gradient of a batch's mean loss into a flat vector, shard by shard."""
+    """Computes the gradient of a batch's mean loss into a flat vector, shard by shard.
 
-    def __init__(self, flat: FlatParameters) -> None:
-        self.flat = flat
-        self._own: dict[int, Array] = {}  # the gradient vectors of the shards after the first
-        self._shared: dict[int, Array] = {}  # and those of what the shards share (see Module.prepared)
+    Args:
+        model: called with the inputs of a `Batch`, it gives logits.
+        flat: the parameters, and the vector for their gradient.
+        workers: how many will share the work; make this before they start.
+    """
+
+    def __init__(self, model: Module, flat: FlatParameters, workers: int = 1) -> None:
+        shared, dtype = active().shared, flat.grad.dtype
+        self.model, self.flat = model, flat
+        with model.prepared() as pairs:
+            size = sum(leaf.numel() for _, leaf in pairs)
+        others = range(1, workers)
+        self.own = [flat.grad, *(shared(flat.grad.shape, dtype) for _ in others)]  # of each rank, over the parameters
+        self.common = [shared((size,), dtype) for _ in range(workers)]  # and over what `prepared` gives
+        self.sums = shared((workers, 2), dtype)  # of each rank: its part of the loss, and of the squared norm
+        self.sink: Sink | None = None
 
     def compute(
         self,
-        model: Module,
         shards: Sequence[Any],
         step: int,
-        workers: Workers,
+        batch: Callable[[Any], Any],
         forward: Callable[[Any], Tensor] | None = None,
-    ) -> Array:
-        """Write dL/dθ to `flat.grad` and return L, the mean cross-entropy over the rows of all shards (a 0-d array).
+    ) -> tuple[Array, Array]:
+        """Write dL/dθ to `flat.grad`; returns L, the mean cross-entropy over the rows of all shards, and the norm of dL/dθ.
 
-        `forward` gives a shard's logits; without one, the model is called with the inputs of a `Batch`.
+        Both are 0-d arrays. With several workers, each finds its own `slice` of `flat.grad` complete.
+
+        Args:
+            shards: the numbers of the rows of each.
+            step: for the random numbers of dropout.
+            batch: makes a `Batch`, or what has labels like one, of such numbers.
+            forward: gives the logits of what `batch` made; the model does, without one.
         """
-        rows = sum(len(shard) for shard in shards)
+        workers, rows = current_workers(), sum(len(shard) for shard in shards)
+        rank, xp = workers.rank, active().xp
+        loss: Any = xp.zeros((), dtype=self.flat.grad.dtype)
+        with self.model.prepared() as pairs:
+            own = self._sink(rank)
+            common = Sink([leaf for _, leaf in pairs], self.common[rank])
 
-        def plain(batch: Batch) -> Tensor:
-            logits: Tensor = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-            return logits
+            def take(leaf: Tensor, g: Any) -> None:
+                (common if leaf in common else own).add(leaf, g)
 
-        with model.prepared() as shared:
-            leaves = [leaf for _, leaf in shared]
-
-            def run(i: int) -> tuple[Array, Sink, Sink]:
+            for i in range(rank, len(shards), workers.count):
                 random.at_step(step, i)
-                own = Sink(
-                    self.flat.parameters, self.flat.grad if i == 0 else self._vector(self._own, i, self.flat.grad)
-                )
-                rest = Sink(leaves, self._vector(self._shared, i, leaves))
-                shard = shards[i]
-                logits = (forward or plain)(shard)
-                loss = functional.cross_entropy(logits, shard.labels, reduction="sum") * (1 / rows)
-                backward(
-                    [loss],
-                    [active().xp.ones_like(loss.data)],
-                    lambda leaf, g: (rest if leaf in rest else own).add(leaf, g),
-                )
-                return loss.data, own, rest
+                made = batch(shards[i])
+                logits = (forward or self._logits)(made)
+                part = functional.cross_entropy(logits, made.labels, reduction="sum") * (1 / rows)
+                backward([part], [xp.ones_like(part.data)], take)
+                loss = loss + part.data
+            if pairs:
+                common.finish()
+                workers.barrier()
+                self._add_up(self.common)
+                workers.barrier()
+                total = Sink([leaf for _, leaf in pairs], self.common[0])
+                gradients = [total.views[id(leaf)] for _, leaf in pairs]
+                backward([tensor for tensor, _ in pairs], gradients, own.add if rank == 0 else _drop)
+        own.finish()
+        self.sums[rank, 0] = loss
+        workers.barrier()
+        losses = self.sums[:, 0].sum()
+        self.sums[rank, 1] = self._add_up(self.own)
+        workers.barrier()
+        return losses, self.sums[:, 1].sum() ** 0.5
 
-            results = workers.map(run, range(len(shards)))
-            add_up([own for _, own, _ in results])
-            add_up([rest for _, _, rest in results])
-            if leaves:
-                views = results[0][2].views
-                sink = Sink(self.flat.parameters, self.flat.grad)
-                sink.dense.update(sink.views)  # what is there stays, and more is added
-                backward([tensor for tensor, _ in shared], [views[id(leaf)] for leaf in leaves], sink.add)
-                add_up([sink])
-        return sum((loss for loss, _, _ in results[1:]), start=results[0][0])
+    def _logits(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return logits
 
-    def _vector(self, kept: dict[int, Array], i: int, like: Any) -> Array:
-        if i not in kept:
-            xp = active().xp
-            size = like.size if hasattr(like, "size") else sum((leaf.numel() for leaf in like), start=0)
-            kept[i] = xp.empty(size, dtype=self.flat.grad.dtype)
-        return kept[i]
+    def _sink(self, rank: int) -> Sink:
+        if self.sink is None or self.sink.vector is not self.own[rank]:
+            self.sink = Sink(self.flat.parameters, self.own[rank], nobody_else_writes=rank > 0)
+        self.sink.dense.clear()
+        return self.sink
+
+    def _add_up(self, vectors: list[Array]) -> Array:
+        """Add this rank's piece of all vectors into the first; returns the squared norm of the piece."""
+        part = current_workers().slice(vectors[0].size)
+        return active().sum_into([vector[part] for vector in vectors])
 
 
 class Sink:
     """Takes the gradients of `leaves` into consecutive pieces of a vector, whatever was there before.
 
-    `dense` says which pieces have been written. Partial gradients (of a few rows of a table) wait for `add_up`: only there
-    does the table's piece have to be filled, once for all shards.
+    `dense` says which pieces have been written. Partial gradients (a few rows of a table) wait for `finish`. Where nobody
+    else writes to the vector, the rest of such a piece stays zero, and only the rows of last time are cleared.
     """
 
-    def __init__(self, leaves: Sequence[Tensor], vector: Array) -> None:
+    def __init__(self, leaves: Sequence[Tensor], vector: Array, nobody_else_writes: bool = False) -> None:
+        self.vector, self.nobody_else_writes = vector, nobody_else_writes
         self.views: dict[int, Array] = {}
         self.dense: set[int] = set()
         self.partials: dict[int, list[Partial]] = {}
+        self.stale: dict[int, list[Any]] = {}  # of pieces that are zero elsewhere: the rows that are not
         start = 0
         for leaf in leaves:
             self.views[id(leaf)] = vector[start : start + leaf.numel()].reshape(leaf.shape)
@@ -116,22 +141,24 @@ class Sink:
         if not isinstance(g, Partial):
             self.dense.add(key)
 
+    def finish(self) -> None:
+        """Add the partial gradients; a leaf without any gradient gets zero."""
+        for key, view in self.views.items():
+            stale = self.stale.pop(key, None)
+            if key not in self.dense:
+                if stale is None:
+                    view.fill(0)
+                else:
+                    for index in stale:
+                        view[index] = 0
+                if self.nobody_else_writes:
+                    self.stale[key] = [index for index, _ in self.partials.get(key, ())]
+            for index, value in self.partials.pop(key, ()):
+                view[index] += value
 
-def add_up(sinks: list[Sink]) -> None:
-    """Add what all sinks have taken into the first one's vector, in their order; a leaf without a gradient gets zero."""
 
-    def add(key: int) -> None:
-        total = sinks[0].views[key]
-        if key not in sinks[0].dense:
-            total.fill(0)
-        for sink in sinks[1:]:
-            if key in sink.dense:
-                total += sink.views[key]
-        for sink in sinks:
-            for index, value in sink.partials.get(key, ()):
-                total[index] += value
-
-    parallel_map(add, sorted(sinks[0].views, key=lambda key: -sinks[0].views[key].size))
+def _drop(leaf: Tensor, g: Any) -> None:
+    """The gradient behind what is `prepared` is the same in every rank; one keeps it."""
 
 
 def split(indices: Any, shards: int) -> list[Any]:

@@ -19,7 +19,7 @@ from minipeft.backend.workers import Workers
 from minipeft.data import Batch, EncodedSet, bucketed_order, collate
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Module
-from minipeft.optim import SCHEDULES, AdamW, clip_grad_norm
+from minipeft.optim import SCHEDULES, AdamW, clip_factor
 from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
@@ -37,7 +37,7 @@ class TrainingConfig:
         warmup: the part of all steps in which the rate climbs.
         schedule: "linear", "cosine" or "constant".
         clip: largest norm of the gradient; 0 for no clipping.
-        workers: threads that share each batch; runs with the same number of them give the same bits.
+        workers: processes that share each batch; runs with the same number of them give the same bits.
         cache_mb: budget for cached activations, in 10⁶ bytes (see `cache.py`); 0 for no cache.
         checkpoint_seconds: how often to write a checkpoint, besides the end of each epoch.
     """
@@ -95,7 +95,7 @@ class Trainer:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
         self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.gradients = ShardedGradients(self.optimizer.flat)
+        self.gradients = ShardedGradients(model, self.optimizer.flat, config.workers)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
         shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
@@ -120,7 +120,7 @@ class Trainer:
 
     def first_batch(self) -> Batch:
         """The batch of step 0."""
-        return collate(self.dataset, self.batches(0)[0], self.pad_id)
+        return self._batch(self.batches(0)[0])
 
     def run(self) -> TrainingResult:
         """Train, or go on where the checkpoint stands; the checkpoint file stays for the caller to remove.
@@ -135,15 +135,20 @@ class Trainer:
         losses: list[Array] = []  # on the device, fetched at the end of an epoch or at a checkpoint
         started = last_save = time.perf_counter()
         self.model.train()
+        cache = self._cache() if step < self.total else None
         with interrupt_between_steps() as interrupted, Workers(self.config.workers) as workers:
-            cache = self._cache() if step < self.total else None
+            if cache is not None:
+                cache.fill()
             for epoch in range(step // self.steps_per_epoch, self.config.epochs):
                 for indices in self.batches(epoch)[step - epoch * self.steps_per_epoch :]:
                     began = time.perf_counter()
-                    losses.append(self._step(step, indices, workers, cache))
+                    losses.append(self._step(step, indices, cache))
+                    workers.barrier()  # θ has moved, for all
                     now = time.perf_counter()
                     times.append(now - began)
                     step += 1
+                    if workers.rank:
+                        continue  # the rest is for one to do; an error there, or Ctrl-C, ends the others
                     if self.on_step is not None:
                         self.on_step(step, self.total, losses[-1])
                     ends = step % self.steps_per_epoch == 0
@@ -166,19 +171,18 @@ class Trainer:
             return None
         return cache_for(self.model, self.dataset, self.pad_id, self.config.cache_mb)
 
-    def _step(self, step: int, indices: Any, workers: Workers, cache: ActivationCache | None) -> Array:
-        config, flat = self.config, self.optimizer.flat
-        parts = split(indices, config.workers)
+    def _step(self, step: int, indices: Any, cache: ActivationCache | None) -> Array:
+        config, shards = self.config, split(indices, self.config.workers)
         if cache is None:
-            shards = [collate(self.dataset, rows, self.pad_id) for rows in parts]
-            loss = self.gradients.compute(self.model, shards, step, workers)
+            loss, norm = self.gradients.compute(shards, step, self._batch)
         else:
-            loss = self.gradients.compute(self.model, [cache.batch(r) for r in parts], step, workers, cache.logits)
-        if config.clip:
-            clip_grad_norm(flat.grad, config.clip)
+            loss, norm = self.gradients.compute(shards, step, cache.batch, cache.logits)
         factor = SCHEDULES[config.schedule](step, self.total, round(config.warmup * self.total))
-        self.optimizer.step(config.lr * factor)
+        self.optimizer.step(config.lr * factor, clip_factor(norm, config.clip) if config.clip else 1.0)
         return loss
+
+    def _batch(self, indices: Any) -> Batch:
+        return collate(self.dataset, indices, self.pad_id)
 
     def _fetch(self, losses: list[Array], result: TrainingResult, step: int) -> None:
         result.losses += [float(active().to_numpy(loss)) for loss in losses]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from tiny import PAD, call, logits, take_steps, tiny_data, tiny_model
 from minipeft import UserError, backend
 from minipeft.backend import active, set_backend
 from minipeft.backend.numpy_backend import NumpyBackend
-from minipeft.backend.workers import Workers
 from minipeft.peft import AdapterConfig, FullConfig, LoraConfig, get_peft_model
 from minipeft.training import Trainer, TrainingConfig
 
@@ -203,44 +201,16 @@ def test_a_class_out_of_range_is_an_error_and_no_memory_is_read() -> None:
 
 
 @needs_numba
-def test_every_function_is_compiled_for_threads_and_with_care() -> None:
+def test_every_function_is_compiled_with_care() -> None:
     functions = [f for f in vars(numba_backend).values() if isinstance(f, numba.core.dispatcher.Dispatcher)]
     assert len(functions) >= 10
     for function in functions:
         options = function.targetoptions
-        assert options["nogil"], function
         assert options["error_model"] == "numpy"
         assert not set(options.get("fastmath", ())) & {"fast", "nnan", "ninf", "afn", "arcp"}, (
             "NaN and ∞ must stay right"
         )
-        assert "parallel" not in options, "threads are ours"
-
-
-@needs_numba
-def test_threads_do_not_disturb_each_other() -> None:
-    kernels = numba_backend.NumbaBackend()
-    inputs = [draw(60, 384, seed=i) for i in range(8)]
-
-    def work(x: np.ndarray) -> list[bytes]:
-        results = [*kernels.gelu(x), *kernels.layer_norm(x, 1e-5), kernels.softmax(x.copy())]
-        return [a.tobytes() for a in results]
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(work, inputs * 4)) == [work(x) for x in inputs] * 4
-
-
-@needs_numba
-def test_workers_share_the_optimizers_step() -> None:
-    kernels, n = numba_backend.NumbaBackend(), (1 << 18) + 3
-    results = []
-    for count in (1, 2, 3):
-        vectors = [draw(n), draw(n, seed=1), draw(n, seed=2), np.abs(draw(n, seed=3))]
-        with Workers(count):
-            kernels.adamw_step(*vectors, step=2, **OPTIONS)
-        results.append(vectors)
-    for other in results[1:]:
-        for a, b in zip(other, results[0], strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert "parallel" not in options, "workers are processes, see workers.py"
 
 
 # ---- training

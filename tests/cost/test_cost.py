@@ -66,9 +66,20 @@ def test_attention_is_two_products_forward_and_four_backward() -> None:
         assert flops(lambda h=heads: functional.attention(q, k, v, h)) == (2 * one, 4 * one)
 
 
-BLOCK_PARTS = 4 * 2 * N * D * D + 2 * 2 * N * D * FF + 2 * 2 * N * SEQ * D  # q k v o, up and down, scores and mixing
+def projections(n: int) -> int:
+    """Of all positions k and v, of n positions q and o, up and down."""
+    return 2 * 2 * N * D * D + 2 * 2 * n * D * D + 2 * 2 * n * D * FF
+
+
+def mixing(n: int) -> int:
+    """Scores and mixing for the queries of n positions."""
+    return 2 * 2 * n * SEQ * D
+
+
+BLOCK_PARTS = projections(N) + mixing(N)
+LAST_PARTS = projections(ROWS) + mixing(ROWS)  # the head reads the first position of each row alone
 HEAD_PARTS = 2 * ROWS * D * D + 2 * ROWS * D * CLASSES
-FORWARD = LAYERS * BLOCK_PARTS + HEAD_PARTS
+FORWARD = (LAYERS - 1) * BLOCK_PARTS + LAST_PARTS + HEAD_PARTS
 
 
 def cost(config: PeftConfig, layers: int = LAYERS) -> tuple[int, int]:
@@ -90,22 +101,25 @@ def test_a_probe_on_frozen_features() -> None:
 @pytest.mark.parametrize("k", [0, 1, 2, LAYERS])
 def test_top_k_pays_for_its_blocks_alone(k: int) -> None:
     """The lowest trained block needs no dX for its q, k and v; with k = 0 that is the pooler's dX."""
-    saved = 3 * 2 * N * D * D if k else 2 * ROWS * D * D
-    expected = 2 * (k * BLOCK_PARTS + HEAD_PARTS) - saved
+    q_rows = ROWS if k == 1 else N
+    saved = 2 * 2 * N * D * D + 2 * q_rows * D * D if k else 2 * ROWS * D * D
+    blocks = (k - 1) * BLOCK_PARTS + LAST_PARTS if k else 0
+    expected = 2 * (blocks + HEAD_PARTS) - saved
     assert cost(TopKConfig(k)) == (FORWARD, expected)
     assert cost(TopKConfig(k), layers=LAYERS + 2)[1] == expected
 
 
 @pytest.mark.parametrize("r", [1, 4])
 def test_lora_pays_for_its_branches_and_not_for_dW(r: int) -> None:
-    branch = 2 * N * r * (D + D)  # X A, then (X A) B
+    branch = 2 * r * (D + D)  # of one position: X A, then (X A) B
+    branches = branch * ((2 * LAYERS - 1) * N + ROWS)  # of q and v; the last q has the first positions alone
     forward, backward = cost(LoraConfig(r=r))
-    assert forward == FORWARD + 2 * LAYERS * branch
+    assert forward == FORWARD + branches
     # dX of every frozen product but those into the first block's q, k and v, and of its branches' A; all of attention
-    frozen = LAYERS * (4 * 2 * N * D * D + 2 * 2 * N * D * FF) - 3 * 2 * N * D * D
-    mixing = 2 * LAYERS * 2 * 2 * N * SEQ * D
+    frozen = (LAYERS - 1) * projections(N) + projections(ROWS) - 3 * 2 * N * D * D
+    attention = 2 * ((LAYERS - 1) * mixing(N) + mixing(ROWS))
     first_k = 2 * N * SEQ * D  # the first block's keys need no gradient: dK is not computed
-    assert backward == frozen + mixing - first_k + 2 * HEAD_PARTS + 2 * 2 * LAYERS * branch - 2 * 2 * N * r * D
+    assert backward == frozen + attention - first_k + 2 * HEAD_PARTS + 2 * branches - 2 * 2 * N * r * D
 
 
 def test_a_merged_model_costs_what_the_base_does() -> None:

@@ -11,6 +11,8 @@ from tiny import CLASSES, DATA, PAD, bits, disturb, take_steps, tiny_data, tiny_
 
 import minipeft as mp
 from minipeft import UserError
+from minipeft.backend import active
+from minipeft.backend.workers import current_workers
 from minipeft.data import EncodedSet
 from minipeft.peft import AdapterConfig, IntrinsicConfig, LoraConfig, get_peft_model
 from minipeft.training import Trainer, TrainingConfig, evaluate
@@ -100,12 +102,18 @@ def test_the_mode_is_restored_in_every_module_also_after_an_error(mode: bool) ->
 def test_nothing_moves_and_nothing_is_recorded(workers: int) -> None:
     model = tiny_model()
     before = bits(model)
-    seen = []
-    call = model.forward
-    model.forward = lambda *inputs: seen.append(call(*inputs)) or seen[-1]
+    call, seen = model.forward, active().shared((workers, 2), "int32")  # of each worker: passes, and recorded ones
+
+    def watched(*inputs: Any) -> mp.Tensor:
+        logits = call(*inputs)
+        seen[current_workers().rank] += (1, logits.requires_grad)
+        return logits
+
+    model.forward = watched
     evaluate(model, DATA, PAD, 8, workers)
-    assert len(seen) == len(DATA) / 8
-    assert not any(out.requires_grad for out in seen)
+    assert seen[:, 0].sum() == len(DATA) / 8
+    assert seen[:, 0].all()
+    assert not seen[:, 1].any()
     assert bits(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
 

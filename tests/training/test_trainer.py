@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import BATCH, DATA, PAD, VOCAB, bits, disturb, logits, tiny_data, tiny_model
+from tiny import BATCH, CLASSES, DATA, PAD, VOCAB, bits, disturb, logits, tiny_data, tiny_model
 
 import minipeft as mp
 from minipeft import UserError
 from minipeft.autograd import functional
+from minipeft.backend import active
+from minipeft.backend.workers import current_workers
 from minipeft.data import EncodedSet, collate
 from minipeft.data.tokenize import Encoded
 from minipeft.optim import SCHEDULES, AdamW
@@ -21,6 +26,7 @@ from minipeft.training import Trainer, TrainingConfig
 
 STEPS = 5  # an epoch of DATA's 40 rows in batches of 8
 QUICK = TrainingConfig(lr=0.01, epochs=2, batch_size=8)
+QUICK_WITH = {workers: TrainingConfig(lr=0.01, epochs=2, batch_size=8, workers=workers) for workers in (2, 3)}
 
 
 def trainer(config: TrainingConfig = QUICK, method: Any = None, dropout: float = 0.0, **options: Any) -> Trainer:
@@ -112,7 +118,7 @@ def test_the_rate_starts_at_zero_peaks_and_reaches_its_end(schedule: str, monkey
     made = trainer(TrainingConfig(lr=0.02, epochs=4, batch_size=8, warmup=0.25, schedule=schedule))
     rates: list[float] = []
     step = made.optimizer.step
-    monkeypatch.setattr(made.optimizer, "step", lambda lr: rates.append(lr) or step(lr))
+    monkeypatch.setattr(made.optimizer, "step", lambda lr, scale: rates.append(lr) or step(lr, scale))
     made.run()
     assert len(rates) == 20
     assert rates[0] == 0
@@ -144,7 +150,7 @@ def test_the_gradient_is_clipped_by_its_norm(monkeypatch: pytest.MonkeyPatch) ->
         made = trainer(TrainingConfig(epochs=1, batch_size=8, clip=clip))
         flat, step = made.optimizer.flat, made.optimizer.step
         seen: list[np.ndarray] = []
-        monkeypatch.setattr(made.optimizer, "step", lambda lr: seen.append(flat.grad.copy()) or step(lr))
+        monkeypatch.setattr(made.optimizer, "step", lambda lr, scale: seen.append(scale * flat.grad) or step(lr, scale))
         made.run()
         return seen[0]
 
@@ -221,17 +227,27 @@ ALL = {
 def test_several_workers_compute_the_gradient_of_one(
     method: Any, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients = []
-    for count in (1, workers):
-        made = trainer(TrainingConfig(epochs=1, batch_size=8, clip=0.0, workers=count), method)
+    def first_step(count: int) -> tuple[np.ndarray, float, float]:
+        made = trainer(TrainingConfig(epochs=1, batch_size=8, workers=count), method)
         disturb(made.model, std=0.05)
-        seen: list[np.ndarray] = []
-        flat, step = made.optimizer.flat, made.optimizer.step
-        monkeypatch.setattr(made.optimizer, "step", lambda lr, f=flat, s=step, g=seen: g.append(f.grad.copy()) or s(lr))
-        losses = made.run().losses
-        gradients.append((seen[0], losses[0]))
-    (one, loss), (many, same_loss) = gradients
+        gradient, norm = (active().shared(shape, "float32") for shape in (made.optimizer.flat.grad.shape, (1,)))
+        compute = made.gradients.compute
+
+        def watched(shards: Any, step: int, *rest: Any) -> Any:
+            result = compute(shards, step, *rest)
+            if step == 0:  # each rank has its part of the sum
+                part = current_workers().slice(gradient.size)
+                gradient[part], norm[0] = made.optimizer.flat.grad[part], result[1]
+            return result
+
+        monkeypatch.setattr(made.gradients, "compute", watched)
+        loss = made.run().losses[0]
+        return gradient.copy(), float(norm[0]), loss
+
+    (one, one_norm, loss), (many, norm, same_loss) = first_step(1), first_step(workers)
     np.testing.assert_allclose(many, one, rtol=1e-3, atol=1e-5)
+    assert norm == pytest.approx(one_norm, rel=1e-4)
+    assert norm == pytest.approx(float(np.linalg.norm(many)), rel=1e-4)
     assert same_loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -252,12 +268,47 @@ def test_several_workers_give_the_same_bits_each_time_and_move_nothing_frozen(me
 def test_the_workers_draw_different_dropout_masks() -> None:
     same = EncodedSet((DATA.encodings[0],) * 4, np.repeat(DATA.labels[:1], 4), np.repeat(DATA.lengths[:1], 4))
     model = tiny_model(dropout=0.5)
-    seen: list[mp.Tensor] = []
-    forward = model.forward
-    model.forward = lambda *inputs: seen.append(out := forward(*inputs)) or out
+    forward, seen = model.forward, active().shared((2, 2, CLASSES), "float32")  # of each worker two rows
+
+    def watched(*inputs: Any) -> mp.Tensor:
+        logits = forward(*inputs)
+        seen[current_workers().rank] = logits.numpy()
+        return logits
+
+    model.forward = watched
     Trainer(model, same, PAD, TrainingConfig(epochs=1, batch_size=4, workers=2)).run()
-    assert len(seen) == 2
-    assert not np.array_equal(seen[0].numpy(), seen[1].numpy())
+    assert seen.any(axis=(1, 2)).all()
+    assert not np.array_equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_worker_that_dies_is_a_clear_error_and_the_run_goes_on_from_its_checkpoint(
+    workers: int, tmp_path: Path
+) -> None:
+    expected = trainer(QUICK_WITH[workers]).run().losses
+    made = trainer(QUICK_WITH[workers], checkpoint=tmp_path / "run.safetensors")
+    compute, first = made.gradients.compute, os.getpid()
+
+    def fatal(shards: Any, step: int, *rest: Any) -> Any:
+        if step == STEPS + 2 and current_workers().rank == workers - 1:
+            assert os.getpid() != first
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(shards, step, *rest)
+
+    made.gradients.compute = fatal
+    with pytest.raises(UserError, match=rf"Worker {workers} of {workers} was killed by signal 9 \(SIGKILL\)"):
+        made.run()
+    with pytest.raises(ChildProcessError):  # no copy is left behind
+        os.waitpid(-1, os.WNOHANG)
+    again = trainer(QUICK_WITH[workers], checkpoint=tmp_path / "run.safetensors").run()
+    assert again.losses == expected
+
+
+def test_an_error_in_a_worker_is_told_as_one_here() -> None:
+    bad = list(DATA.encodings)
+    bad[5] = Encoded(np.full_like(bad[5].input_ids, VOCAB), bad[5].token_type_ids)
+    with pytest.raises(UserError, match=f"token id {VOCAB} is out of range"):
+        Trainer(tiny_model(), EncodedSet(tuple(bad), DATA.labels, DATA.lengths), PAD, QUICK_WITH[3]).run()
 
 
 def test_more_workers_than_rows() -> None:
