@@ -8,9 +8,18 @@ derivative is wanted, a kernel returns it beside the value.
 from __future__ import annotations
 
 import math
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 Array = Any  # an array of the active backend: numpy.ndarray, cupy.ndarray
+
+
+class Peak:
+    """`peak`: the most bytes that were allocated at once in a `memory_peak` block, beyond those from before it."""
+
+    peak = 0
 
 
 class Backend:
@@ -18,6 +27,7 @@ class Backend:
 
     name = "base"
     xp: Any
+    shards: int | None = None  # the most parts of a batch that are worth running side by side; None for no limit
 
     def __init__(self) -> None:
         self.flops = 0
@@ -31,6 +41,33 @@ class Backend:
     def to_numpy(self, array: Array) -> Any:
         """A NumPy array of the same values; the only way out of the backend."""
         raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for has been computed. On the host it has."""
+
+    def useful_workers(self, count: int) -> int:
+        """At most `count` workers, and no more than this backend can use."""
+        return count if self.shards is None else min(count, self.shards)
+
+    @contextmanager
+    def memory_peak(self) -> Iterator[Peak]:
+        """The yielded object tells, after the block, the most memory that arrays took in it; from `tracemalloc` here."""
+        tracing = tracemalloc.is_tracing()
+        if not tracing:
+            tracemalloc.start()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = Peak()
+        try:
+            yield result
+            result.peak = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            if not tracing:
+                tracemalloc.stop()
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Pairs of (what, how it is here), for `minipeft doctor`."""
+        return []
 
     # ---- matrix products and sums
 
@@ -52,7 +89,10 @@ class Backend:
         return (x * y).sum(axis=-1, keepdims=True)
 
     def scatter_rows(self, indices: Array, rows: Array) -> tuple[Array, Array]:
-        """(n,), (n, d) -> the distinct indices (u,) and, for each, the sum of its rows (u, d)."""
+        """(n,), (n, d) -> the distinct indices (u,) and, for each, the sum of its rows (u, d).
+
+        `indices` may be a NumPy array, whatever the backend: the engine has the ids on the host.
+        """
         xp = self.xp
         distinct, inverse = xp.unique(indices, return_inverse=True)
         sums = xp.zeros((distinct.shape[0], rows.shape[1]), dtype=rows.dtype)
@@ -95,6 +135,21 @@ class Backend:
     def softmax_backward(self, p: Array, g: Array) -> Array:
         """dL/dx = p ⊙ (g - Σ g ⊙ p) for p = softmax(x). May reuse the memory of `g`."""
         return p * (g - self.row_dot(g, p))
+
+    def attention_weights(self, scores: Array, scale: float, mask: Array | None, causal: bool) -> Array:
+        """softmax(scale · scores) over the keys that may be seen: (batch, heads, queries, keys). May reuse the memory.
+
+        A key is hidden where `mask` (batch, keys) is 0; and, if `causal`, from the queries that come before it.
+        """
+        xp = self.xp
+        scores *= scale
+        lowest = float(xp.finfo(scores.dtype).min)
+        if mask is not None:
+            scores += xp.where(mask, 0.0, lowest).astype(scores.dtype)[:, None, None, :]
+        if causal:
+            future = xp.triu(xp.ones(scores.shape[-2:], dtype=bool), k=1 + scores.shape[-1] - scores.shape[-2])
+            scores = xp.where(future, xp.asarray(lowest, dtype=scores.dtype), scores)
+        return self.softmax(scores)
 
     def cross_entropy(self, logits: Array, targets: Array) -> tuple[Array, Array]:
         """(n, C) logits, (n,) classes -> (n,) losses -log softmax(x)_y, and their derivative softmax(x) - onehot(y)."""

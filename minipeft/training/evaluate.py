@@ -43,7 +43,7 @@ def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 
     predictions, loss = [0] * len(dataset), 0.0
     batches = sorted_order(dataset.lengths, batch_size)
     try:
-        with Workers(workers) as pool, no_grad(), model.prepared():
+        with Workers(active().useful_workers(workers)) as pool, no_grad(), model.prepared():
             for indices, (classes, batch_loss) in zip(batches, pool.map(score, batches), strict=True):
                 loss += batch_loss
                 for row, prediction in zip(indices, classes, strict=True):

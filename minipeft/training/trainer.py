@@ -37,7 +37,8 @@ class TrainingConfig:
         warmup: the part of all steps in which the rate climbs.
         schedule: "linear", "cosine" or "constant".
         clip: largest norm of the gradient; 0 for no clipping.
-        workers: threads that share each batch; runs with the same number of them give the same bits.
+        workers: threads that share each batch; runs with the same number of them give the same bits. On CuPy it is one
+            whatever is asked for: a second shard would only make the device's kernels smaller.
         cache_mb: budget for cached activations, in 10⁶ bytes (see `cache.py`); 0 for no cache.
         checkpoint_seconds: how often to write a checkpoint, besides the end of each epoch.
     """
@@ -94,6 +95,7 @@ class Trainer:
     ) -> None:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
+        self.workers = active().useful_workers(config.workers)
         self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.gradients = ShardedGradients(self.optimizer.flat)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
@@ -135,7 +137,7 @@ class Trainer:
         losses: list[Array] = []  # on the device, fetched at the end of an epoch or at a checkpoint
         started = last_save = time.perf_counter()
         self.model.train()
-        with interrupt_between_steps() as interrupted, Workers(self.config.workers) as workers:
+        with interrupt_between_steps() as interrupted, Workers(self.workers) as workers:
             cache = self._cache() if step < self.total else None
             for epoch in range(step // self.steps_per_epoch, self.config.epochs):
                 for indices in self.batches(epoch)[step - epoch * self.steps_per_epoch :]:
@@ -168,7 +170,7 @@ class Trainer:
 
     def _step(self, step: int, indices: Any, workers: Workers, cache: ActivationCache | None) -> Array:
         config, flat = self.config, self.optimizer.flat
-        parts = split(indices, config.workers)
+        parts = split(indices, self.workers)
         if cache is None:
             shards = [collate(self.dataset, rows, self.pad_id) for rows in parts]
             loss = self.gradients.compute(self.model, shards, step, workers)
@@ -181,7 +183,7 @@ class Trainer:
         return loss
 
     def _fetch(self, losses: list[Array], result: TrainingResult, step: int) -> None:
-        result.losses += [float(active().to_numpy(loss)) for loss in losses]
+        result.losses += active().to_numpy(active().xp.stack(losses)).tolist()  # one wait for all
         losses.clear()
         if not result.losses[-1] < float("inf"):  # also catches NaN
             raise UserError(
