@@ -24,7 +24,7 @@ from minipeft.backend import cupy_kernels as kernels
 from minipeft.backend.base import Array, Backend, Peak
 
 TF32_MATH = 3  # CUBLAS_TF32_TENSOR_OP_MATH
-ONE, ZERO = ({t: np.ones((), dtype=t) * v for t in ("float32", "float64")} for v in (1, 0))
+ONE, ZERO = ({t: np.array(v, dtype=t) for t in ("float32", "float64")} for v in (1, 0))  # cuBLAS reads them on the host
 
 
 class CupyBackend(Backend):
