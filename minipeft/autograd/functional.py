@@ -181,7 +181,7 @@ def attention(
     Q, K, V = (_heads(t.data, heads) for t in (q, k, v))  # (batch, heads, seq, d_h), views
 
     scores = backend.matmul(Q, K.swapaxes(-1, -2))  # (batch, heads, seq, seq)
-    P = backend.attention_weights(scores, scale, mask, causal)
+    P = backend.attention_weights(scores, scale, None if mask is None else backend.asarray(mask), causal)
     keep = backend.dropout_mask(P.shape, dropout_p, random.dropout_key()) if dropout_p else None
     kept_scale = 1 / (1 - dropout_p)
 

@@ -36,6 +36,7 @@ class CupyBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__()
+        self._no_mask = cupy.zeros(1, dtype=np.int32)  # its address is passed along, and not read
         if int(os.environ.get("CUPY_TF32", "0")):  # CuPy itself heeds it in plain products; the batched ones are ours
             cublas.setMathMode(device.get_cublas_handle(), TF32_MATH)
 
@@ -126,7 +127,7 @@ class CupyBackend(Backend):
         scores = cupy.ascontiguousarray(scores)
         _, heads, queries, _ = scores.shape
         real = scores.dtype.type
-        given = scores if mask is None else cupy.ascontiguousarray(mask.astype(np.int32, copy=False))
+        given = self._no_mask if mask is None else cupy.ascontiguousarray(mask.astype(np.int32, copy=False))
         numbers = (real(scale), np.finfo(real).min, np.int32(mask is not None), np.int32(causal))
         shape = (np.int32(heads * queries), np.int32(queries))
         kernels.launch_rows(kernels.ATTENTION, scores, scores, given, *numbers, *shape)
