@@ -64,6 +64,8 @@ def unwrap(value: Any) -> Any:
     """The NumPy array inside; an array of NumPy's own is refused."""
     if isinstance(value, ndarray):
         return value._a
+    if isinstance(value, int | float | slice | str) or value is None:
+        return value
     if isinstance(value, np.ndarray) and _bound():
         raise TypeError(f"Unsupported type {type(value)}")
     if isinstance(value, list | tuple):
@@ -127,9 +129,13 @@ class ndarray:
         value = getattr(self._a, name)
         return _function(value, name, self) if callable(value) else wrap(value, self)
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self._a.dtype
+    dtype = property(lambda self: self._a.dtype)
+    shape = property(lambda self: self._a.shape)
+    strides = property(lambda self: self._a.strides)
+    ndim = property(lambda self: self._a.ndim)
+    size = property(lambda self: self._a.size)
+    itemsize = property(lambda self: self._a.itemsize)
+    nbytes = property(lambda self: self._a.nbytes)
 
     @property
     def data(self) -> Any:
@@ -263,24 +269,29 @@ def make_module() -> types.ModuleType:
     return module
 
 
+OURS = ("minipeft.backend.cupy_backend", "minipeft.backend.cupy_kernels")  # made anew over the fake
+_modules: dict[str, Any] = {}
+
+
 @contextlib.contextmanager
 def installed() -> Iterator[types.ModuleType]:
-    """Inside, `import cupy` gives the fake, and the CuPy backend is made anew over it."""
+    """Inside, `import cupy` gives the fake, and the CuPy backend is one over it."""
     import fake_kernels
 
-    module = make_module()
-    modules = {
-        "cupy": module,
-        "cupy.cuda": module.cuda,
-        "cupy_backends.cuda.libs": types.SimpleNamespace(cublas=fake_kernels.cublas),
-    }
-    ours = ("minipeft.backend.cupy_backend", "minipeft.backend.cupy_kernels")
-    before = {name: sys.modules.pop(name, None) for name in (*modules, *ours)}
-    sys.modules.update(modules)  # type: ignore[arg-type]
+    if not _modules:
+        module: Any = make_module()
+        libraries = types.SimpleNamespace(cublas=fake_kernels.cublas)
+        _modules.update({"cupy": module, "cupy.cuda": module.cuda, "cupy_backends.cuda.libs": libraries})
+    before = {name: sys.modules.pop(name, None) for name in (*OURS, *_modules)}
+    package = sys.modules["minipeft.backend"]
+    sys.modules.update(_modules)
     try:
-        yield module
+        yield _modules["cupy"]
+        _modules.update({name: sys.modules[name] for name in OURS if name in sys.modules})
     finally:
         for name, value in before.items():
             sys.modules.pop(name, None)
             if value is not None:
                 sys.modules[name] = value
+        for name in OURS:  # `from minipeft.backend import cupy_kernels` looks here first
+            vars(package).pop(name.rpartition(".")[2], None)

@@ -62,9 +62,14 @@ class RawKernel:
         self.name = name
         real = re.search(r"#define T (\w+)", source)
         signature = re.search(rf'extern "C" __global__ void {name}\(([^)]*)\)', source)
-        self.parameters = signature and [
-            part.replace("T ", f"{real[1] if real else 'T'} ").strip() for part in signature[1].split(",")
-        ]
+        self.parameters: list[tuple[str, bool, str]] | None = None  # (text, whether it is a pointer, dtype)
+        if signature:
+            texts = [part.replace("T ", f"{real[1] if real else 'T'} ").strip() for part in signature[1].split(",")]
+            parts = [re.fullmatch(r"(?:const )?([a-z ]+?) ?(\*?)\w+", text) for text in texts]
+            self.parameters = [
+                (text, bool(part[2]), C_TYPES[part[1]]) for text, part in zip(texts, parts, strict=True) if part
+            ]
+            assert len(self.parameters) == len(texts), f"{name}: a parameter of {texts} could not be read"
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         if self.parameters is None:
@@ -72,14 +77,13 @@ class RawKernel:
         if not all(isinstance(n, int) and n > 0 for n in (*grid, *block)) or math.prod(block) > 1024:
             raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: grid {grid}, block {block}")
         assert len(arguments) == len(self.parameters), f"{self.name} takes {self.parameters}"
-        for parameter, value in zip(self.parameters, arguments, strict=True):
-            c_type, pointer = re.fullmatch(r"(?:const )?([a-z ]+?) ?(\*?)\w+", parameter).groups()  # type: ignore[union-attr]
+        for (parameter, pointer, dtype), value in zip(self.parameters, arguments, strict=True):
             if pointer:
                 assert isinstance(value, fake_cupy.ndarray), f"{self.name}: {parameter} is {type(value)}"
                 assert value._a.flags.c_contiguous, f"{self.name}: {parameter} is not contiguous"
             else:
                 assert isinstance(value, np.generic), f"{self.name}: {parameter} needs a dtype, not {type(value)}"
-            assert value.dtype == C_TYPES[c_type], f"{self.name}: {parameter} is given {value.dtype}"
+            assert value.dtype == dtype, f"{self.name}: {parameter} is given {value.dtype}"
         with np.errstate(all="ignore"):
             ROWS[self.name.removeprefix("minipeft_").rpartition("_")[0]](*fake_cupy.unwrap(arguments))
 
@@ -164,8 +168,9 @@ def _matrices(addresses: int, count: int, rows: int, columns: int, lead: int, tu
     length, wide = (columns, rows) if turned else (rows, columns)
     found = []
     for pointer in pointers:
-        numbers = np.ctypeslib.as_array((kind * ((length - 1) * lead + wide)).from_address(pointer))
-        matrix = np.lib.stride_tricks.as_strided(numbers, (length, wide), (lead * numbers.itemsize, numbers.itemsize))
+        memory = (kind * ((length - 1) * lead + wide)).from_address(pointer)
+        size = ctypes.sizeof(kind)
+        matrix: Any = np.ndarray((length, wide), kind, memory, strides=(lead * size, size))
         found.append(matrix.T if turned else matrix)
     return found
 
