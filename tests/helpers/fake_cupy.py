@@ -10,6 +10,7 @@ tests/on_cupy/test_refusals.py compares what is refused with the real CuPy. Kern
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -252,6 +253,7 @@ def make_module() -> types.ModuleType:
     import fake_kernels
 
     module: Any = types.ModuleType("cupy")
+    module.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
     for name in MODULE_NAMES:
         value = getattr(np, name, None)
         if value is not None and not isinstance(value, types.ModuleType):

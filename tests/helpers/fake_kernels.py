@@ -5,7 +5,6 @@ What the CUDA source itself computes is not seen here: that is for the emulated 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import re
@@ -203,8 +202,14 @@ class Device:
         fake_cupy._wait()
 
 
-class MemoryHook(contextlib.nullcontext):
+class MemoryHook:
     """Sees nothing: the fake has no pool."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def make_cuda() -> Any:
