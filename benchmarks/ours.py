@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, Unsupported, inputs, split_method, threads, widths
 from minipeft.autograd import Tensor
-from minipeft.backend import random, set_backend
+from minipeft.backend import active, random, set_backend
 from minipeft.backend.workers import Workers
 from minipeft.cost import activation_bytes, count_flops
 from minipeft.data import Batch, EncodedSet, collate
@@ -83,7 +83,7 @@ class Step:
         self.data = _dataset(shape)
         self.optimizer = AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         self.gradients = ShardedGradients(self.optimizer.flat)
-        self.workers = Workers(threads())
+        self.workers = Workers(active().useful_workers(threads()))
         self.steps = 0
         self.cache: Any = None
 
@@ -106,6 +106,14 @@ class Step:
         self.optimizer.step()
         self.steps += 1
         return loss
+
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+        active().synchronize()
+
+    def device_mb(self) -> float:
+        """What the backend's pool holds on a GPU."""
+        return active().device_bytes() / 1e6
 
     def gradient(self, shards: int, workers: Workers) -> Any:
         """The gradient of the batch alone."""

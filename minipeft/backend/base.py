@@ -65,6 +65,10 @@ class Backend:
             if not tracing:
                 tracemalloc.stop()
 
+    def device_bytes(self) -> int:
+        """The memory that arrays have on a device of their own; 0 where that is the host's."""
+        return 0
+
     def describe(self) -> list[tuple[str, str]]:
         """Pairs of (what, how it is here), for `minipeft doctor`."""
         return []

@@ -56,6 +56,10 @@ class CupyBackend(Backend):
         with _PoolWatch() as watch:
             yield watch
 
+    def device_bytes(self) -> int:
+        """What CuPy's pool holds."""
+        return int(cupy.get_default_memory_pool().total_bytes())
+
     def describe(self) -> list[tuple[str, str]]:
         """The device, its memory, and the versions."""
         properties = cupy.cuda.runtime.getDeviceProperties(device.Device().id)
@@ -197,11 +201,13 @@ class CupyBackend(Backend):
         eps: float,
         weight_decay: float,
         step: int,
+        scale: Any = 1.0,
     ) -> None:
-        """As the base's, in one launch."""
+        """As the base's, in one launch, for the gradient scale · g: a number, or a 0-d array, which stays on the device."""
         rate, correction, keep = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), 1 - lr * weight_decay
         numbers = (beta1, 1 - beta1, beta2, 1 - beta2, rate, correction, eps, keep)
-        kernels.ADAMW(g, *(theta.dtype.type(number) for number in numbers), theta, m, v)
+        factor = scale if isinstance(scale, cupy.ndarray) else theta.dtype.type(scale)
+        kernels.ADAMW(g, factor, *(theta.dtype.type(number) for number in numbers), theta, m, v)
 
 
 def _multiply_batch(x: Array, y: Array, out: Array) -> bool:

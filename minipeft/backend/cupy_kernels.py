@@ -69,9 +69,10 @@ __device__ unsigned int mix(unsigned int h) {
 # ---- the optimizer: rate = lr/(1 - β₁ᵗ), correction = 1/√(1 - β₂ᵗ), keep = 1 - lr·wd
 
 ADAMW = _elementwise(
-    "T g, T beta1, T rest1, T beta2, T rest2, T rate, T correction, T eps, T keep",
+    "T grad, T scale, T beta1, T rest1, T beta2, T rest2, T rate, T correction, T eps, T keep",
     "T theta, T m, T v",
     """
+const T g = grad * scale;
 m = beta1 * m + rest1 * g;
 v = beta2 * v + rest2 * g * g;
 theta = keep * theta - rate * m / (sqrt(v) * correction + eps);

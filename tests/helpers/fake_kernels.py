@@ -90,8 +90,9 @@ class RawKernel:
 # ---- twins
 
 
-def _adamw(g: Any, b1: Any, r1: Any, b2: Any, r2: Any, rate: Any, corr: Any, eps: Any, keep: Any, *state: Any) -> Any:
+def _adamw(grad: Any, scale: Any, b1: Any, r1: Any, b2: Any, r2: Any, rate: Any, corr: Any, eps: Any, keep: Any, *state: Any) -> Any:
     theta, m, v = state
+    g = grad * scale
     m, v = b1 * m + r1 * g, b2 * v + r2 * g * g
     return keep * theta - rate * m / (np.sqrt(v) * corr + eps), m, v
 

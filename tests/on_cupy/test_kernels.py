@@ -185,6 +185,20 @@ def test_adamw_step_is_the_bases(on_cupy, weight_decay, dtype):
 
 
 @dtypes
+def test_adamw_step_takes_the_factor_of_clipping_from_the_device(on_cupy, dtype):
+    options = {"lr": 1e-2, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.1, "step": 1}
+    found = []
+    for scale in (0.25, on_cupy.xp.full((), 0.25, dtype=dtype)):
+        ours = [on_cupy.asarray(draw((101,), dtype, seed=i)) for i in range(2)] + [on_cupy.xp.zeros(101, dtype) for _ in "mv"]
+        on_cupy.adamw_step(*ours, scale=scale, **options)
+        found.append(ours)
+    plain = wide(draw((101,), dtype), draw((101,), dtype, seed=1) / 4, np.zeros(101), np.zeros(101))
+    PLAIN.adamw_step(*plain, **options)
+    for ours in found:
+        check(on_cupy, [ours[0], *ours[2:]], [plain[0], *plain[2:]], dtype)
+
+
+@dtypes
 @pytest.mark.parametrize(
     ("left", "right"),
     [((2, 3), (3, 4)), ((1, 1), (1, 1)), ((2, 5, 3), (3, 4)), ((2, 5, 3), (2, 3, 4)), ((2, 3, 5, 4), (2, 3, 4, 6))],
