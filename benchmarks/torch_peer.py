@@ -185,7 +185,9 @@ class Step:
         torch.set_num_threads(threads())
         self.shape = shape
         family, number, self.cached = split_method(method)
-        self.model = attach(build_model(shape) if model is None else model, shape.kind, method, peer).to(self.device).train()
+        self.model = (
+            attach(build_model(shape) if model is None else model, shape.kind, method, peer).to(self.device).train()
+        )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         ids, labels = inputs(shape)

@@ -15,7 +15,6 @@ from minipeft.backend import random
 from minipeft.data import fetch
 from minipeft.errors import UserError
 
-
 ON_CUPY_TOO = {"autograd", "nn", "optim", "peft"}  # the tests of the engine and of the methods
 
 

@@ -34,15 +34,13 @@ def _cupy() -> Backend:
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             raise UserError(NO_LIBRARIES.format(error)) from error
-        raise UserError(
-            "Backend 'cupy' is not installed: pip install 'minipeft[gpu]' for CUDA 13, or 'cupy-cuda12x[ctk]' for CUDA 12."
-        ) from error
+        raise UserError(NO_CUPY) from error
     except ImportError as error:
         raise UserError(NO_LIBRARIES.format(_last_line(error))) from error
     if not cupy.cuda.is_available():
         raise UserError(
-            "CuPy is installed, but there is no usable GPU: it needs one of NVIDIA's and a driver for the CUDA version that "
-            "CuPy was built for. `nvidia-smi` shows both. Without a GPU, use the backend 'numpy' or 'numba'."
+            "CuPy is installed, but there is no usable GPU: it needs one of NVIDIA's, and a driver for the CUDA version "
+            "that CuPy was built for. `nvidia-smi` shows both. Without a GPU, use the backend 'numpy' or 'numba'."
         )
     try:
         from minipeft.backend.cupy_backend import CupyBackend
@@ -56,6 +54,10 @@ def _cupy() -> Backend:
     return backend
 
 
+NO_CUPY = (
+    "Backend 'cupy' is not installed: pip install 'minipeft[gpu]' for CUDA 13, "
+    "or pip install 'cupy-cuda12x[ctk]' for CUDA 12."
+)
 NO_LIBRARIES = (
     "CuPy cannot use CUDA's libraries or headers ({}). Install them beside it: pip install 'cupy-cuda13x[ctk]', or "
     "'cupy-cuda12x[ctk]' for CUDA 12, the one that you have."

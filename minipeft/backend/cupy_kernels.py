@@ -1,8 +1,8 @@
 """The CUDA kernels of the CuPy backend. Each is made once, here, and compiled by CuPy when it is first called.
 
 An `ElementwiseKernel` runs one thread an element; `T` is the dtype of its arrays. A row kernel gives each row to one warp
-(32 threads), or a long one to a block of 256; its source is plain CUDA C++ in which `T` is float or double. A kernel is named
-minipeft_*, the row kernels with their dtype: that is the name to look for in a profile.
+(32 threads), or a long one to a block of 256; its source is plain CUDA C++ in which `T` is float or double. A kernel's name
+begins with minipeft_, a row kernel's ends with the dtype: that is what to look for in a profile.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ extern "C" __global__ void NAME(const T *x, T *p, const long long rows, const in
 """
 
 _ATTENTION = """
-// In place: softmax of scale * x, with `lowest` added where the mask of the key is 0 and in the place of the future's scores.
+// In place: softmax of scale * x, with `lowest` added where the key's mask is 0 and in the place of the future's scores.
 extern "C" __global__ void NAME(T *x, const int *mask, const T scale, const T lowest, const int has_mask, const int causal,
                                 const int rows_a_mask, const int queries, const long long rows, const int d) {
     ROW

@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the package's folder, in the place of the package
 
-from cuda_emulator import settings
-from cuda_emulator.build import build
-from cuda_emulator.nvrtc import check
+from cuda_emulator import settings  # noqa: E402
+from cuda_emulator.build import build  # noqa: E402
+from cuda_emulator.nvrtc import check  # noqa: E402
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -181,7 +181,9 @@ def pip(command: str, *arguments: object, env: dict[str, str] | None = None) -> 
 def run(*command: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     """Run a command and return what it prints. Raises SystemExit, with the output, when it fails."""
     words = [str(part) for part in command]
-    done = subprocess.run(words, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        words, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
     if done.returncode != 0:
         raise SystemExit(f"{done.stdout}\ncuda_emulator: failed: {' '.join(words)}")
     return done.stdout

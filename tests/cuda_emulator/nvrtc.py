@@ -26,7 +26,9 @@ def check(root: Path, architectures: list[str]) -> int:
         start = time.monotonic()
         missing = [path for path in used if not path.with_suffix(f".{architecture}.ok").exists()]
         with ProcessPoolExecutor(initializer=_load, initargs=(library,)) as pool:
-            errors = list(pool.map(compile_error, missing, [architecture] * len(missing), [root / "include"] * len(missing)))
+            errors = list(
+                pool.map(compile_error, missing, [architecture] * len(missing), [root / "include"] * len(missing))
+            )
         failed = {path: error for path, error in zip(missing, errors, strict=True) if error}
         for path, error in failed.items():
             print(f"{architecture} {path}:\n{error[:2000]}")

@@ -1,7 +1,7 @@
 """A stand-in for `cupy`, computed by NumPy: it has only CuPy's names, and refuses what CuPy refuses, in CuPy's words.
 
-`installed()` puts it where `import cupy` finds it. It is stricter than CuPy in two points, which cost time and raise nothing
-there: an index that would be uploaded unseen is refused, and `waits` counts the times that the host waited for a value.
+`installed()` puts it where `import cupy` finds it. It is stricter than CuPy in two points, which cost time there and
+raise nothing: an index that would be uploaded unseen is refused, and `waits` counts how often the host waited for a value.
 The rules hold for the code of minipeft. The tests of the engine and of the methods, which compare with NumPy's arrays, may
 mix the two, or they could not run on it; `rules_for_all` holds tests to the rules as well, and with it
 tests/on_cupy/test_refusals.py compares what is refused with the real CuPy. Kernels are in fake_kernels.py.
@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import minipeft
 import numpy as np
 
+import minipeft
+
 IMPLICIT = (
-    "Implicit conversion to a NumPy array is not allowed. "
-    "Please use `.get()` to construct a NumPy array explicitly."
+    "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
 )
 _sections = Path(__file__).with_name("cupy_names.txt").read_text().split("[ndarray]")
 MODULE_NAMES = set(_sections[0].replace("[module]", "").split())
@@ -214,7 +214,9 @@ def _operator(name: str) -> Callable[..., Any]:
     def apply(self: ndarray, *others: Any) -> Any:
         for other in others:
             if "matmul" in name and isinstance(other, np.ndarray) and _bound():
-                raise TypeError("Argument 'b' has incorrect type (expected cupy._core.core._ndarray_base, got numpy.ndarray)")
+                raise TypeError(
+                    "Argument 'b' has incorrect type (expected cupy._core.core._ndarray_base, got numpy.ndarray)"
+                )
         result = getattr(self._a, name)(*unwrap(others))
         if result is NotImplemented:
             return NotImplemented
@@ -227,7 +229,7 @@ _OPERATORS = "add sub mul truediv floordiv pow matmul mod and or xor rshift lshi
 for _name in _OPERATORS.split():
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
         setattr(ndarray, _form, _operator(_form))
-for _name in "lt le gt ge eq ne neg invert abs".split():
+for _name in ["lt", "le", "gt", "ge", "eq", "ne", "neg", "invert", "abs"]:
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
 
 

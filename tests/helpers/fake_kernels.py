@@ -90,7 +90,9 @@ class RawKernel:
 # ---- twins
 
 
-def _adamw(grad: Any, scale: Any, b1: Any, r1: Any, b2: Any, r2: Any, rate: Any, corr: Any, eps: Any, keep: Any, *state: Any) -> Any:
+def _adamw(
+    grad: Any, scale: Any, b1: Any, r1: Any, b2: Any, r2: Any, rate: Any, corr: Any, eps: Any, keep: Any, *state: Any
+) -> Any:
     theta, m, v = state
     g = grad * scale
     m, v = b1 * m + r1 * g, b2 * v + r2 * g * g
@@ -103,7 +105,9 @@ def _dropout_mask(low: Any, high: Any, limit: Any, keep: Any) -> Any:
         return (mix(mix(np.arange(keep.size, dtype=np.uint32) + low) ^ high).reshape(keep.shape) >= limit,)
 
 
-def _addresses(x: Any, xo: Any, xi: Any, y: Any, yo: Any, yi: Any, z: Any, zo: Any, zi: Any, inner: Any, *out: Any) -> Any:
+def _addresses(
+    x: Any, xo: Any, xi: Any, y: Any, yo: Any, yi: Any, z: Any, zo: Any, zi: Any, inner: Any, *out: Any
+) -> Any:
     i = np.arange(out[0].size)
     return [s + i // inner * o + i % inner * n for s, o, n in ((x, xo, xi), (y, yo, yi), (z, zo, zi))]
 
@@ -111,10 +115,10 @@ def _addresses(x: Any, xo: Any, xi: Any, y: Any, yo: Any, yi: Any, z: Any, zo: A
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "minipeft_erf": lambda x: (PLAIN.erf(x),),
     "minipeft_gelu": lambda x: PLAIN.gelu(x)[:1],
-    "minipeft_gelu_slope": lambda x: PLAIN.gelu(x),
+    "minipeft_gelu_slope": PLAIN.gelu,
     "minipeft_gelu_tanh": lambda x: PLAIN.gelu(x, tanh=True)[:1],
     "minipeft_gelu_tanh_slope": lambda x: PLAIN.gelu(x, tanh=True),
-    "minipeft_silu": lambda x: PLAIN.silu(x),
+    "minipeft_silu": PLAIN.silu,
     "minipeft_dropout_mask": _dropout_mask,
     "minipeft_adamw": _adamw,
     "minipeft_addresses": _addresses,

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device_kind(request: pytest.FixtureRequest) -> str:
-    """"fake", "emulated" or "gpu"."""
+    """Which it is: fake, emulated or gpu."""
     if "CUDA_EMULATOR_HOME" in os.environ:
         return "emulated"
     return "gpu" if request.config.getoption("-m") == "gpu" else "fake"

@@ -48,8 +48,8 @@ def test_a_copy_beyond_the_end_of_an_allocation(cp):
     size = cp.cuda.runtime.memGetInfo()[1]
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError):
         cp.cuda.runtime.memcpy(a.data.ptr, a.data.ptr, size, cp.cuda.runtime.memcpyDeviceToDevice)
+    host = np.zeros(4)
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError):
-        host = np.zeros(4)
         cp.cuda.runtime.memcpy(host.ctypes.data, a.data.ptr, 4, cp.cuda.runtime.memcpyDeviceToDevice)
 
 

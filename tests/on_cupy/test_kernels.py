@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from minipeft.backend import Backend
-from minipeft.backend.numpy_backend import NumpyBackend
 
 
 class Plain(Backend):
@@ -97,7 +96,9 @@ def test_attention_weights(on_cupy, dtype, masked, causal, queries, keys):
 
 def test_attention_of_a_row_that_may_see_nothing_is_finite(on_cupy):
     mask = np.zeros((2, 4), dtype=np.int32)
-    p = on_cupy.to_numpy(on_cupy.attention_weights(on_cupy.asarray(draw((2, 1, 4, 4), "float32")), 1.0, on_cupy.asarray(mask), True))
+    p = on_cupy.to_numpy(
+        on_cupy.attention_weights(on_cupy.asarray(draw((2, 1, 4, 4), "float32")), 1.0, on_cupy.asarray(mask), True)
+    )
     np.testing.assert_allclose(p.sum(axis=-1), 1, rtol=1e-6)
 
 
@@ -138,7 +139,9 @@ def test_kernels_of_a_view(on_cupy, layout):
     check(on_cupy, [on_cupy.softmax(view(device))], [PLAIN.softmax(view(x))], "float64")
     check(on_cupy, on_cupy.gelu(view(device)), PLAIN.gelu(view(x)), "float64")
     check(on_cupy, on_cupy.layer_norm(view(device), 1e-5), PLAIN.layer_norm(view(x), 1e-5), "float64")
-    np.testing.assert_array_equal(on_cupy.to_numpy(device)[::1, 1::2] if layout == "strided" else x, x[:, 1::2] if layout == "strided" else x)
+    np.testing.assert_array_equal(
+        on_cupy.to_numpy(device)[::1, 1::2] if layout == "strided" else x, x[:, 1::2] if layout == "strided" else x
+    )
 
 
 @dtypes
@@ -189,7 +192,9 @@ def test_adamw_step_takes_the_factor_of_clipping_from_the_device(on_cupy, dtype)
     options = {"lr": 1e-2, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.1, "step": 1}
     found = []
     for scale in (0.25, on_cupy.xp.full((), 0.25, dtype=dtype)):
-        ours = [on_cupy.asarray(draw((101,), dtype, seed=i)) for i in range(2)] + [on_cupy.xp.zeros(101, dtype) for _ in "mv"]
+        ours = [on_cupy.asarray(draw((101,), dtype, seed=i)) for i in range(2)] + [
+            on_cupy.xp.zeros(101, dtype) for _ in "mv"
+        ]
         on_cupy.adamw_step(*ours, scale=scale, **options)
         found.append(ours)
     plain = wide(draw((101,), dtype), draw((101,), dtype, seed=1) / 4, np.zeros(101), np.zeros(101))

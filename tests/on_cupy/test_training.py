@@ -43,7 +43,7 @@ METHODS: dict[str, Any] = {
 methods = pytest.mark.parametrize("method", METHODS)
 kinds = pytest.mark.parametrize("kind", ["encoder", "decoder"])
 
-# The most launches that a step of LAYERS = 2 blocks may take, dropout included: kernels of ours and of CuPy, matrix products,
+# The most launches that a step of LAYERS = 2 blocks may take, dropout included: kernels of ours and of CuPy, products,
 # copies within the device, and fills. One more block takes 96 more in full fine-tuning, 24 of them matrix products.
 LAUNCHES = {
     "full": 270,
@@ -128,7 +128,9 @@ def test_a_step_does_not_wait_for_the_device(on_cupy, device_kind, kind, method)
         assert (counts.device_to_host, counts.synchronizations) == (0, 0), counts
         launches = counts.kernel_launches + counts.library_calls + counts.device_to_device + counts.memsets
         assert launches <= LAUNCHES[method], counts
-        assert counts.host_to_device <= 8, counts  # ids, segments, mask, targets, and the order of ids sorted on the host
+        assert counts.host_to_device <= 8, (
+            counts
+        )  # ids, segments, mask, targets, and the order of ids sorted on the host
         assert counts.allocations == 0, counts  # CuPy's pool has it all
     elif device_kind == "fake":
         before = fake_cupy.waits
@@ -200,7 +202,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(on_cupy, tmp_path: Path
 
     whole, run = trainer(None)
     losses = run().losses
-    stopped, run = trainer(7)
+    _, run = trainer(7)
     with pytest.raises(RuntimeError, match="stopped"):
         run()
     (tmp_path / "7.ckpt").rename(tmp_path / "None.ckpt")
