@@ -16,6 +16,20 @@ from minipeft.data import fetch
 from minipeft.errors import UserError
 
 ON_CUPY_TOO = {"autograd", "nn", "optim", "peft"}  # the tests of the engine and of the methods
+# Cases of tests/peft/test_common.py that compute with the same functions as others: once is enough, it takes its time.
+ON_NUMPY_ALONE = (
+    *(
+        "topk-0",
+        "topk-2",
+        "topk-2-no-head",
+        "topk-1-embeddings",
+        "adapter-pfeiffer",
+        "adapter-parallel",
+        "adapter-norms",
+    ),
+    *("lora-all-linear", "lora-gaussian-rs", "lora-one-layer", "lora-bias-targets", "lora-bias-all"),
+    *("did-scope", "said-dense", "said-sparse"),
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not item.name.endswith(tuple(f"[fake-cupy-{c}]" for c in ON_NUMPY_ALONE))]
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

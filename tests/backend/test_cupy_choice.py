@@ -75,13 +75,12 @@ def test_the_doctor_shows_the_device():
     assert "8.0 of 8.0 GB free" in said
 
 
-def test_the_doctor_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.delitem(sys.modules, "cupy")
+def test_the_doctor_says_that_cupy_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "CuPy is not installed (pip install 'minipeft[gpu]')" in CliRunner().invoke(app, ["doctor"]).output
+
+
+def test_the_doctor_says_that_there_is_no_gpu(monkeypatch):
     with fake_cupy.installed() as cupy:
-        monkeypatch.undo()
         monkeypatch.setattr(cupy.cuda, "is_available", lambda: False)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
         assert "no usable GPU" in CliRunner().invoke(app, ["doctor"]).output
