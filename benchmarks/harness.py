@@ -121,7 +121,11 @@ def worth_quoting(rows: list[dict[str, str]], keep_busy: bool) -> list[dict[str,
 def add_common_options(parser: argparse.ArgumentParser, folder: str, rounds: int) -> None:
     """The options that all benchmarks have."""
     parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
-    parser.add_argument("--backend", default="numpy", help="of ours: numpy (the default) or numba")
+    parser.add_argument(
+        "--backend",
+        default="numpy",
+        help="of ours: numpy (the default), numba, or cupy, which puts torch on CUDA as well",
+    )
     parser.add_argument("--wait", type=float, default=60.0, help="seconds to wait for a quiet machine before a process")
     parser.add_argument("--keep-busy", action="store_true", help="also summarise what was timed on a busy machine")
     parser.add_argument("--out", type=Path, default=Path(folder), help=f"folder for the results (default: {folder})")

@@ -82,8 +82,9 @@ class Step:
             self.model = get_peft_model(base, parse_method(method.removesuffix(":cached")).config)
         self.data = _dataset(shape)
         self.optimizer = AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-        self.gradients = ShardedGradients(self.model, self.optimizer.flat, threads())
-        self.workers = Workers(threads())
+        count = active().useful_workers(threads())
+        self.gradients = ShardedGradients(self.model, self.optimizer.flat, count)
+        self.workers = Workers(count)
         self.steps = 0
         self.cache: Any = self._make_cache() if self.cached else None
         self.go_on = active().shared((1,), "uint8")  # rank 0 tells the others whether there is a step to come
@@ -121,6 +122,14 @@ class Step:
         self.workers.barrier()
         self.steps += 1
         return loss
+
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+        active().synchronize()
+
+    def device_mb(self) -> float:
+        """What the backend's pool holds on a GPU."""
+        return active().device_bytes() / 1e6
 
     def gradient(self) -> Any:
         """The gradient of the batch alone; its loss and norm."""

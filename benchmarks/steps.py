@@ -151,13 +151,19 @@ def markdown(cells: list[dict[str, Any]], left_out: int) -> str:
         ]
         lines.append(f"| {' | '.join(columns)} |")
     about = [f"{s}: {SHAPES[s].about}." for s in dict.fromkeys(c["shape"] for c in cells) if s in SHAPES]
+    on_gpu = any(c["backend"] == "cupy" for c in cells)
+    memory = (
+        "what each side's pool holds on the GPU"
+        if on_gpu
+        else "the peak of the process's resident set, imports included"
+    )
     backends = ", ".join(dict.fromkeys(c["backend"] for c in cells))
     lines += [
         "",
         f"Medians over the rounds; in brackets the 95 % bootstrap interval of the median. {' '.join(about)} "
         f"{threads()} threads on {platform.machine()}, Python {platform.python_version()}; backend of ours: {backends}. "
-        f"A step is forward, backward, clipping and AdamW; memory is the peak of the process's resident set, imports "
-        f"included. {left_out} rows that were timed on a busy machine are left out. The loss of a causal shape is over "
+        f"A step is forward, backward, clipping and AdamW; memory is {memory}. "
+        f"{left_out} rows that were timed on a busy machine are left out. The loss of a causal shape is over "
         "every position; heads are trained with every method.",
         "",
     ]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, inputs, split_method, threads
+from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, Unsupported, inputs, split_method, threads
 
 QUERY_VALUE = {"gpt": ("q_proj", "v_proj"), "bert": ("query", "value")}
 SUBLAYER_ENDS = {"gpt": ("o_proj", "down_proj"), "bert": ("attention.output.dense", "output.dense")}
@@ -175,16 +175,24 @@ def blocks_of(model: Any) -> Any:
 class Step:
     """Calling it makes one training step and returns the loss, the same as our `Step`'s."""
 
-    def __init__(self, shape: Shape, method: str, peer: str = "torch", model: nn.Module | None = None) -> None:
+    def __init__(
+        self, shape: Shape, method: str, peer: str = "torch", model: nn.Module | None = None, on_gpu: bool = False
+    ) -> None:
+        if on_gpu and not torch.cuda.is_available():
+            raise Unsupported(f"{peer}: this torch has no usable CUDA.")
+        self.device = torch.device("cuda" if on_gpu else "cpu")
         torch.manual_seed(0)
         torch.set_num_threads(threads())
         self.shape = shape
         family, number, self.cached = split_method(method)
-        self.model = attach(build_model(shape) if model is None else model, shape.kind, method, peer).train()
+        self.model = (
+            attach(build_model(shape) if model is None else model, shape.kind, method, peer).to(self.device).train()
+        )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         ids, labels = inputs(shape)
-        self.ids, self.labels = torch.from_numpy(ids), torch.from_numpy(labels)
+        self.host = torch.from_numpy(ids), torch.from_numpy(labels)
+        self.ids, self.labels = (tensor.to(self.device) for tensor in self.host)
         self.hidden: Any = None
         self.cut = len(blocks_of(self.model)) - number if family == "topk" else 0
 
@@ -199,12 +207,23 @@ class Step:
 
     def __call__(self) -> Any:
         """One step; the loss as a 0-d tensor."""
+        if self.device.type == "cuda":  # a training step brings its batch along, as ours does
+            self.ids, self.labels = (tensor.to(self.device, non_blocking=True) for tensor in self.host)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, CLIP)
         self.optimizer.step()
         return loss.detach()
+
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def device_mb(self) -> float:
+        """What torch's pool holds on a GPU."""
+        return torch.cuda.max_memory_reserved() / 1e6 if self.device.type == "cuda" else 0.0
 
     def loss(self) -> torch.Tensor:
         """The sum over the positions of a row, averaged over the rows."""

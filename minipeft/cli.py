@@ -59,7 +59,9 @@ def compare(
     lr: Annotated[
         str, typer.Option(help="Learning rates by family, in place of the built-in: lora=2e-3,full=3e-5.")
     ] = "",
-    backend: Annotated[str, typer.Option(help="Where to compute: numpy, or numba (extra fast).")] = "numpy",
+    backend: Annotated[
+        str, typer.Option(help="Where to compute: numpy, numba (extra fast) or cupy (extra gpu).")
+    ] = "numpy",
     workers: Annotated[
         int | None, typer.Option(help="Threads that share each batch; one a processor, at most 4, when left out.")
     ] = None,

@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fake_cupy
 import pytest
 
+from minipeft import backend
 from minipeft.backend import random
 from minipeft.data import fetch
 from minipeft.errors import UserError
+
+ON_CUPY_TOO = {"autograd", "nn", "optim", "peft"}  # the tests of the engine and of the methods
+# Cases of tests/peft/test_common.py that compute with the same functions as others: once is enough, it takes its time.
+ON_NUMPY_ALONE = (
+    *(
+        "topk-0",
+        "topk-2",
+        "topk-2-no-head",
+        "topk-1-embeddings",
+        "adapter-pfeiffer",
+        "adapter-parallel",
+        "adapter-norms",
+    ),
+    *("lora-all-linear", "lora-gaussian-rs", "lora-one-layer", "lora-bias-targets", "lora-bias-all"),
+    *("did-scope", "said-dense", "said-sparse"),
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The engine and the methods are tested on NumPy and once more on the fake CuPy."""
+    if metafunc.module and Path(metafunc.module.__file__).parent.name in ON_CUPY_TOO:
+        marked = next(metafunc.definition.iter_markers("numpy_only"), None)
+        metafunc.parametrize("array_library", ["numpy"] if marked else ["numpy", "fake-cupy"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def array_library(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend of the test: NumPy's, or CuPy's over a fake `cupy` (see fake_cupy.py)."""
+    name = getattr(request, "param", "numpy")
+    if name == "numpy":
+        yield name
+        return
+    before = backend.active()
+    with fake_cupy.installed():
+        backend.set_backend("cupy")
+        yield name
+        backend._active = before
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not item.name.endswith(tuple(f"[fake-cupy-{c}]" for c in ON_NUMPY_ALONE))]
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

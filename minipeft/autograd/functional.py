@@ -92,7 +92,8 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduct
 
     Args:
         logits: (..., classes).
-        targets: integer array (...); entries equal to `ignore_index` count for nothing.
+        targets: integer array (...), on the host if nothing is to wait for it; entries equal to `ignore_index` count for
+            nothing.
 
     Raises:
         UserError: the shapes do not fit, a class is no integer or out of range, or every target is ignored.
@@ -126,17 +127,17 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduct
 
 
 def embedding(weight: Tensor, ids: Any) -> Tensor:
-    """Rows of a table: (vocab, d) and integer ids (...) -> (..., d).
+    """Rows of a table: (vocab, d) and integer ids (...), best on the host, where they are checked -> (..., d).
 
     Raises:
         UserError: an id is no integer, negative, or not below vocab.
     """
     backend = active()
-    check_range("token id", backend.to_numpy(ids), weight.shape[0])
-    index = backend.asarray(ids)
+    host = backend.to_numpy(ids)  # where batches come from; a device array would make us wait for it
+    check_range("token id", host, weight.shape[0])
     return record(
-        weight.data[index],
-        (weight, lambda g: Partial(*backend.scatter_rows(index.reshape(-1), _flat(g)))),
+        weight.data[backend.asarray(host)],
+        (weight, lambda g: Partial(*backend.scatter_rows(host.reshape(-1), _flat(g)))),
     )
 
 
@@ -180,7 +181,7 @@ def attention(
     Q, K, V = (_heads(t.data, heads) for t in (q, k, v))  # (batch, heads, seq, d_h), views
 
     scores = backend.matmul(Q, K.swapaxes(-1, -2))  # (batch, heads, seq, seq)
-    P = backend.attention_weights(scores, scale, mask, causal)
+    P = backend.attention_weights(scores, scale, None if mask is None else backend.asarray(mask), causal)
     keep = backend.dropout_mask(P.shape, dropout_p, random.dropout_key()) if dropout_p else None
     kept_scale = 1 / (1 - dropout_p)
 

@@ -15,7 +15,9 @@ from minipeft.errors import UserError
 
 
 def _value(a: Any) -> Any:
-    return a.data if isinstance(a, Tensor) else a
+    if isinstance(a, Tensor):
+        return a.data
+    return active().asarray(a) if hasattr(a, "shape") else a  # an array of the host is moved to the device
 
 
 def _broadcast(name: str, a: Any, b: Any) -> tuple[Any, Any]:
@@ -77,7 +79,7 @@ def maximum(a: Any, b: Any) -> Tensor:
 
 def where(condition: Array, a: Any, b: Any) -> Tensor:
     """`a` where the boolean array is True, else `b`."""
-    xp = active().xp
+    xp, condition = active().xp, active().asarray(condition)
     x, y = _value(a), _value(b)
     return record(
         xp.where(condition, x, y),

@@ -99,7 +99,7 @@ class Tensor:
             )
         if not self.requires_grad:
             raise UserError("Nothing below this tensor requires a gradient, so there is nothing to differentiate.")
-        backward([self], [gradient])
+        backward([self], [active().asarray(gradient)])
 
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""

@@ -8,9 +8,18 @@ derivative is wanted, a kernel returns it beside the value.
 from __future__ import annotations
 
 import math
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 Array = Any  # an array of the active backend: numpy.ndarray, cupy.ndarray
+
+
+class Peak:
+    """`peak`: the most bytes that were allocated at once in a `memory_peak` block, beyond those from before it."""
+
+    peak = 0
 
 
 class Backend:
@@ -18,6 +27,7 @@ class Backend:
 
     name = "base"
     xp: Any
+    shards: int | None = None  # the most parts of a batch that are worth running side by side; None for no limit
 
     def __init__(self) -> None:
         self.flops = 0
@@ -35,6 +45,37 @@ class Backend:
     def shared(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Zeros, in memory that workers (workers.py) share, if the backend has any."""
         return self.xp.zeros(shape, dtype=dtype)
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for has been computed. On the host it has."""
+
+    def useful_workers(self, count: int) -> int:
+        """At most `count` workers, and no more than this backend can use."""
+        return count if self.shards is None else min(count, self.shards)
+
+    @contextmanager
+    def memory_peak(self) -> Iterator[Peak]:
+        """The yielded object tells, after the block, the most memory that arrays took in it; from `tracemalloc` here."""
+        tracing = tracemalloc.is_tracing()
+        if not tracing:
+            tracemalloc.start()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = Peak()
+        try:
+            yield result
+            result.peak = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            if not tracing:
+                tracemalloc.stop()
+
+    def device_bytes(self) -> int:
+        """The memory that arrays have on a device of their own; 0 where that is the host's."""
+        return 0
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Pairs of (what, how it is here), for `minipeft doctor`."""
+        return []
 
     # ---- matrix products and sums
 
@@ -63,7 +104,10 @@ class Backend:
         return total @ total
 
     def scatter_rows(self, indices: Array, rows: Array) -> tuple[Array, Array]:
-        """(n,), (n, d) -> the distinct indices (u,) and, for each, the sum of its rows (u, d)."""
+        """(n,), (n, d) -> the distinct indices (u,) and, for each, the sum of its rows (u, d).
+
+        `indices` may be a NumPy array, whatever the backend: the engine has the ids on the host.
+        """
         xp = self.xp
         distinct, inverse = xp.unique(indices, return_inverse=True)
         sums = xp.zeros((distinct.shape[0], rows.shape[1]), dtype=rows.dtype)

@@ -1,18 +1,18 @@
 """Measuring the memory of a training step.
 
 What the tape's closures hold is what a step must keep between its forward and its backward pass; it is read off the tape
-itself. The allocator's peak comes from `tracemalloc`, to which NumPy reports every array.
+itself. The allocator's peak is the backend's: from `tracemalloc`, to which NumPy reports every array, or from CuPy's pool.
 """
 
 from __future__ import annotations
 
 import gc
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from minipeft.autograd import Tensor
 from minipeft.autograd.saved import buffer_of, saved_arrays
+from minipeft.backend import active
 from minipeft.cost.flops import count_flops
 from minipeft.nn import Module
 
@@ -48,19 +48,10 @@ def measure_step(model: Module, loss_of: Callable[[], Tensor]) -> StepCost:
     """
     loss_of().backward()
     gc.collect()
-    tracing = tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    try:
+    with active().memory_peak() as memory:
         with count_flops() as forward:
             loss = loss_of()
         activations = activation_bytes(loss, model)
         with count_flops() as backward:
             loss.backward()
-        peak = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        if not tracing:
-            tracemalloc.stop()
-    return StepCost(forward.flops, backward.flops, activations, peak)
+    return StepCost(forward.flops, backward.flops, activations, memory.peak)

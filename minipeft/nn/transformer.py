@@ -79,10 +79,9 @@ class Embeddings(Module):
         longest = self.position.weight.shape[0]
         if ids.shape[1] > longest:
             raise UserError(f"The sequence has {ids.shape[1]} tokens; this model reads at most {longest}. Truncate it.")
-        xp = active().xp
-        x = self.word(ids) + self.position(xp.arange(ids.shape[1]))  # (batch, seq, d) + (seq, d)
+        x = self.word(ids) + self.position.weight[: ids.shape[1]]  # (batch, seq, d) + (seq, d)
         if self.segment is not None:
-            x = x + self.segment(xp.zeros_like(ids) if segments is None else segments)
+            x = x + self.segment(0 * ids if segments is None else segments)
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
@@ -192,10 +191,10 @@ def _cut(x: Tensor, wanted: slice | None) -> Tensor:
 
 
 def _inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
-    """The inputs as arrays of the backend, checked against each other; a mask that hides nothing becomes None."""
+    """The inputs, checked against each other on the host; only the mask is an array of the backend by now, or None."""
     arrays: list[Any] = []
     for name, value in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", segments)):
-        array = None if value is None else active().asarray(value)
+        array = None if value is None else active().to_numpy(value)
         if array is not None and (array.ndim != 2 or array.dtype.kind not in "iub"):
             raise UserError(f"{name} is an integer array (batch, seq), not {array.dtype} of shape {array.shape}.")
         if array is not None and arrays and array.shape != arrays[0].shape:
@@ -206,4 +205,7 @@ def _inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
 
 def _mask(mask: Any) -> Any:
     """The mask as an array of the backend; None when it hides nothing."""
-    return None if mask is None or active().to_numpy(mask).all() else active().asarray(mask)
+    if mask is None:
+        return None
+    host = active().to_numpy(mask)
+    return None if host.all() else active().asarray(host)

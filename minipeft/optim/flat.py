@@ -74,7 +74,7 @@ class Optimizer:
             self._drop_frozen()
         for p, cut in zip(self.flat.parameters, self.flat.cuts(), strict=True):
             if p.grad is None or not _shares(p.grad, self.flat.grad):  # somebody set .grad: take it over
-                self.flat.grad[cut] = 0 if p.grad is None else p.grad.reshape(-1)
+                self.flat.grad[cut] = 0 if p.grad is None else active().asarray(p.grad).reshape(-1)
                 p.grad = self.flat.grad[cut].reshape(p.shape)
         self.steps += 1
         self.update(self.lr if lr is None else lr, scale, current_workers().slice(self.flat.theta.size))

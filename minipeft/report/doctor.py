@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from threadpoolctl import threadpool_info
 
-from minipeft.backend import active
+from minipeft.backend import active, set_backend
 from minipeft.backend.workers import default_workers
 from minipeft.data.assets import ASSETS, cache_folder, is_fetched
+from minipeft.errors import UserError
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -24,6 +25,9 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "NumPy", importlib.metadata.version("numpy")
     yield "backend", active().name
+    yield from active().describe()
+    if active().name != "cupy":
+        yield "GPU", gpu()
     yield "processors", f"{os.cpu_count()}, {default_workers()} used as workers"
     for library in threadpool_info():
         if library["user_api"] == "blas":
@@ -33,6 +37,19 @@ def facts() -> Iterator[tuple[str, str]]:
         "cache",
         f"{cache_folder()} ({', '.join(name for name in ASSETS if is_fetched(name)) or 'nothing fetched yet'})",
     )
+
+
+def gpu() -> str:
+    """What `--backend cupy` would say here, in one line; nothing is changed."""
+    if importlib.util.find_spec("cupy") is None:
+        return "not asked for: CuPy is not installed (pip install 'minipeft[gpu]')"
+    before = active().name
+    try:
+        return ", ".join(f"{what} {how}" for what, how in set_backend("cupy").describe())
+    except UserError as error:
+        return str(error)
+    finally:
+        set_backend(before)
 
 
 def advice() -> Iterator[str]:

@@ -38,12 +38,12 @@ def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 
         batch = collate(dataset, indices, pad_id)
         logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         losses[place] = functional.cross_entropy(logits, batch.labels, reduction="sum").data
-        classes[indices] = logits.data.argmax(axis=-1)
+        classes[active().asarray(indices)] = logits.data.argmax(axis=-1)
 
     was_training = model.training
     model.eval()
     try:
-        with Workers(workers) as pool, no_grad(), model.prepared():
+        with Workers(active().useful_workers(workers)) as pool, no_grad(), model.prepared():
             for place, indices in pool.mine(list(enumerate(batches))):
                 score(place, indices)
     finally:

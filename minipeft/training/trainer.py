@@ -37,7 +37,8 @@ class TrainingConfig:
         warmup: the part of all steps in which the rate climbs.
         schedule: "linear", "cosine" or "constant".
         clip: largest norm of the gradient; 0 for no clipping.
-        workers: processes that share each batch; runs with the same number of them give the same bits.
+        workers: processes that share each batch; runs with the same number of them give the same bits. On CuPy it is one
+            whatever is asked for: a second shard would only make the device's kernels smaller.
         cache_mb: budget for cached activations, in 10⁶ bytes (see `cache.py`); 0 for no cache.
         checkpoint_seconds: how often to write a checkpoint, besides the end of each epoch.
     """
@@ -94,8 +95,9 @@ class Trainer:
     ) -> None:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
+        self.workers = active().useful_workers(config.workers)
         self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.gradients = ShardedGradients(model, self.optimizer.flat, config.workers)
+        self.gradients = ShardedGradients(model, self.optimizer.flat, self.workers)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
         shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
@@ -136,7 +138,7 @@ class Trainer:
         started = last_save = time.perf_counter()
         self.model.train()
         cache = self._cache() if step < self.total else None
-        with interrupt_between_steps() as interrupted, Workers(self.config.workers) as workers:
+        with interrupt_between_steps() as interrupted, Workers(self.workers) as workers:
             if cache is not None:
                 cache.fill()
             for epoch in range(step // self.steps_per_epoch, self.config.epochs):
@@ -172,7 +174,7 @@ class Trainer:
         return cache_for(self.model, self.dataset, self.pad_id, self.config.cache_mb)
 
     def _step(self, step: int, indices: Any, cache: ActivationCache | None) -> Array:
-        config, shards = self.config, split(indices, self.config.workers)
+        config, shards = self.config, split(indices, self.workers)
         if cache is None:
             loss, norm = self.gradients.compute(shards, step, self._batch)
         else:
@@ -185,7 +187,7 @@ class Trainer:
         return collate(self.dataset, indices, self.pad_id)
 
     def _fetch(self, losses: list[Array], result: TrainingResult, step: int) -> None:
-        result.losses += [float(active().to_numpy(loss)) for loss in losses]
+        result.losses += active().to_numpy(active().xp.stack(losses)).tolist()  # one wait for all
         losses.clear()
         if not result.losses[-1] < float("inf"):  # also catches NaN
             raise UserError(

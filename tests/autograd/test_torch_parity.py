@@ -94,7 +94,7 @@ CASES = {
     ),
     "dropout": (  # torch's masks are its own: compare at the mask that we drew
         lambda x: F.dropout(x, 0.3),
-        lambda torch, x: x * torch.tensor(F.dropout(Tensor(np.ones((9, 5))), 0.3).data != 0) / 0.7,
+        lambda torch, x: x * torch.tensor(F.dropout(Tensor(np.ones((9, 5))), 0.3).numpy() != 0) / 0.7,
         [(9, 5)],
     ),
     "attention": (*both_attentions(2), [(2, 7, 6)] * 3),

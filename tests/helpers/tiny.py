@@ -8,6 +8,7 @@ import numpy as np
 
 import minipeft as mp
 from minipeft.autograd import functional
+from minipeft.backend import active
 from minipeft.data import Batch, EncodedSet, collate
 from minipeft.data.tokenize import Encoded
 from minipeft.nn import ClassificationHead, Module, Transformer, TransformerConfig
@@ -46,7 +47,7 @@ def tiny_model(
     model = Transformer(config, ClassificationHead(D, CLASSES, dropout))
     rng = np.random.default_rng(seed)
     for parameter in model.parameters():
-        parameter.data += (0.2 * rng.standard_normal(parameter.shape)).astype(np.float32)
+        parameter.data += active().asarray((0.2 * rng.standard_normal(parameter.shape)).astype(np.float32))
     return model
 
 
@@ -103,4 +104,4 @@ def disturb(model: Any, std: float = 0.1, seed: int = 1) -> None:
     rng = np.random.default_rng(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += (std * rng.standard_normal(parameter.shape)).astype(parameter.dtype)
+            parameter.data += active().asarray((std * rng.standard_normal(parameter.shape)).astype(parameter.dtype))

@@ -75,10 +75,11 @@ def test_dropout_only_while_training():
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(Linear(3, 2), (2, 4, 3)), (Linear(1, 1), (1, 1)), (LayerNorm(5), (2, 1, 5))],
+    [(lambda: Linear(3, 2), (2, 4, 3)), (lambda: Linear(1, 1), (1, 1)), (lambda: LayerNorm(5), (2, 1, 5))],
     ids=["linear", "one-number", "layer-norm"],
 )
 def test_gradients_of_input_and_parameters(layer, shape):
+    layer = layer()
     layer.astype("float64")
     draw = np.random.default_rng(0)
     for p in layer.parameters():

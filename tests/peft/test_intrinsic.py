@@ -13,6 +13,7 @@ from tiny import BLOCK, DATA, EMBED, LAYERS, PAD, D, bits, call, disturb, logits
 
 import minipeft as mp
 from minipeft import UserError
+from minipeft.backend import active
 from minipeft.data import EncodedSet
 from minipeft.optim import AdamW
 from minipeft.peft import IntrinsicConfig, PeftModel, get_peft_model
@@ -25,13 +26,26 @@ BASE = EMBED + LAYERS * BLOCK  # D of the scope "all": everything but the head
 TENSORS = 5 + LAYERS * 16  # parameter tensors outside the head
 
 
-def projection(kind: str, d: int, size: int, seed: int = 0) -> Projection:
-    return PROJECTIONS[kind](d, size, seed)
+class OnHost:
+    """A projection that takes and gives NumPy arrays, whatever the backend."""
+
+    def __init__(self, P: Projection) -> None:
+        self.P = P
+
+    def forward(self, theta_d: np.ndarray) -> np.ndarray:
+        return active().to_numpy(self.P.forward(active().asarray(theta_d)))
+
+    def backward(self, g: np.ndarray) -> np.ndarray:
+        return active().to_numpy(self.P.backward(active().asarray(g)))
 
 
-def matrix(P: Projection, d: int) -> np.ndarray:
+def projection(kind: str, d: int, size: int, seed: int = 0) -> OnHost:
+    return OnHost(PROJECTIONS[kind](d, size, seed))
+
+
+def matrix(P: Projection | OnHost, d: int) -> np.ndarray:
     """M, a row at a time: e_i M."""
-    return np.stack([P.forward(unit) for unit in np.eye(d)])
+    return np.stack([OnHost(getattr(P, "P", P)).forward(unit) for unit in np.eye(d)])
 
 
 # ---- M as a linear map
