@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minipeft.autograd import Tensor, functional
 from minipeft.backend import random
@@ -82,9 +82,9 @@ class AdapterBlock(Block):
         self.attn_adapter = Adapter(d, config, rng) if config.placement == "houlsby" else None
         self.mlp_adapter = Adapter(d, config, rng)
 
-    def attend(self, x: Tensor, mask: object = None) -> Tensor:
+    def attend(self, x: Tensor, mask: Any = None, past: Any = None) -> Tensor:
         """h + adapter(h) for h = attention(x)."""
-        h = super().attend(x, mask)
+        h = super().attend(x, mask, past)
         return h + self.attn_adapter(h) if self.attn_adapter is not None and self.enabled else h
 
     def feed_forward(self, x: Tensor) -> Tensor:
