@@ -80,6 +80,15 @@ def silu(x: Tensor) -> Tensor:
     return record(y, (x, lambda g: g * slope))
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up (arXiv 2002.05202, eq. 6), one node that keeps two arrays: silu(gate) and up ⊙ silu'(gate)."""
+    y, slope = active().silu(gate.data)
+    u = up.data
+    if gate.requires_grad and grad_enabled():
+        slope *= u
+    return record(y * u, (gate, lambda g: g * slope), (up, lambda g: g * y))
+
+
 def softmax(x: Tensor) -> Tensor:
     """exp(x) / Σ exp(x) along the last axis."""
     backend = active()
@@ -141,6 +150,22 @@ def embedding(weight: Tensor, ids: Any) -> Tensor:
     )
 
 
+def unembed(x: Tensor, weight: Tensor) -> Tensor:
+    """Y = X Eᵀ: (..., d) and the table E (vocab, d) -> (..., vocab), logits from tied embeddings (arXiv 1608.05859).
+
+    dX = g E, dE = gᵀ X.
+    """
+    if x.shape[-1:] != weight.shape[1:]:
+        raise UserError(f"unembed: input {x.shape} does not fit a table {weight.shape}; needs (..., d) and (vocab, d).")
+    backend, E = active(), weight.data
+    X = _flat(x.data)
+    return record(
+        backend.matmul(X, E.T).reshape(*x.shape[:-1], E.shape[0]),
+        (x, lambda g: backend.matmul(g, E)),
+        (weight, lambda g: Product(_flat(g).T, X)),
+    )
+
+
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """Each element zero with probability p, the others divided by 1 - p; the input itself unless `training`."""
     if not 0 <= p < 1:
@@ -160,28 +185,36 @@ def attention(
     mask: Array | None = None,
     causal: bool = False,
     dropout_p: float = 0.0,
+    kv_heads: int | None = None,
 ) -> Tensor:
     """Multi-head softmax(Q Kᵀ/√d_h) V (arXiv 1706.03762, eq. 1): (batch, seq, d) three times -> (batch, seq, d).
 
-    The heads are strided views of q, k and v: nothing is copied. One node keeps q, k, v and the probabilities.
+    The heads are strided views of q, k and v: nothing is copied, not for groups either. One node keeps q, k, v and the
+    probabilities.
 
     Args:
         q: queries; `k` and `v` may have another seq.
-        k: keys.
-        v: values.
+        k: keys, (batch, seq, kv_heads · d_h).
+        v: values, likewise.
         heads: divides d into heads of d_h = d / heads.
         mask: (batch, seq of k), nonzero where a key may be attended to; None for all.
         causal: position i sees the keys up to i alone.
         dropout_p: probability with which an attention weight is dropped.
+        kv_heads: heads of keys and values, each shared by a group of heads / kv_heads query heads (arXiv 2305.13245);
+            None for as many as query heads.
     """
-    if q.shape[-1] % heads or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
-        raise UserError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit {heads} heads.")
+    kv = kv_heads or heads
+    if q.shape[-1] % heads or heads % kv or k.shape != v.shape or q.shape[-1] * kv != k.shape[-1] * heads:
+        raise UserError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit {heads} heads over {kv}.")
     backend, xp = active(), active().xp
     scale = 1 / math.sqrt(q.shape[-1] // heads)
-    Q, K, V = (_heads(t.data, heads) for t in (q, k, v))  # (batch, heads, seq, d_h), views
+    many, one = ((kv,), (kv,)) if kv == heads else ((kv, heads // kv), (kv, 1))  # the axes of heads: of q, of k and v
+    Q, K, V = _heads(q.data, *many), _heads(k.data, *one), _heads(v.data, *one)  # (batch, heads, seq, d_h)
 
     scores = backend.matmul(Q, K.swapaxes(-1, -2))  # (batch, heads, seq, seq)
-    P = backend.attention_weights(scores, scale, None if mask is None else backend.asarray(mask), causal)
+    seen = None if mask is None else backend.asarray(mask)
+    P = backend.attention_weights(scores.reshape(q.shape[0], heads, *scores.shape[-2:]), scale, seen, causal)
+    P = P.reshape(scores.shape)
     keep = backend.dropout_mask(P.shape, dropout_p, random.dropout_key()) if dropout_p else None
     kept_scale = 1 / (1 - dropout_p)
 
@@ -189,26 +222,33 @@ def attention(
         return weights if keep is None else weights * keep * kept_scale
 
     out = xp.empty(q.shape, dtype=q.dtype)
-    backend.matmul(thin(P), V, out=_heads(out, heads))
+    backend.matmul(thin(P), V, out=_heads(out, *many))
     needs = tuple(t.requires_grad for t in (q, k, v))
 
     def vjp(g: Array) -> tuple[Array | None, ...]:
-        G = _heads(g, heads)
+        G = _heads(g, *many)
         dq = dk = dv = None
         if needs[2]:
-            dv = xp.empty(v_shape, dtype=g.dtype)
-            backend.matmul(thin(P).swapaxes(-1, -2), G, out=_heads(dv, heads))
+            dv = over_group(thin(P), G)
         if needs[0] or needs[1]:
             dS = backend.softmax_backward(P, thin(backend.matmul(G, V.swapaxes(-1, -2))))
             if needs[0]:
                 dq = xp.empty(q_shape, dtype=g.dtype)
-                backend.matmul(dS, K, out=_heads(dq, heads))
+                backend.matmul(dS, K, out=_heads(dq, *many))
                 dq *= scale
             if needs[1]:
-                dk = xp.empty(v_shape, dtype=g.dtype)
-                backend.matmul(dS.swapaxes(-1, -2), Q, out=_heads(dk, heads))
+                dk = over_group(dS, Q)
                 dk *= scale
         return dq, dk, dv
+
+    def over_group(weights: Array, x: Array) -> Array:
+        """Σ over each group of weightsᵀ x, as an array of v's shape."""
+        total = xp.empty(v_shape, dtype=x.dtype)
+        if kv == heads:
+            backend.matmul(weights.swapaxes(-1, -2), x, out=_heads(total, kv))
+        else:
+            xp.sum(backend.matmul(weights.swapaxes(-1, -2), x), axis=2, keepdims=True, out=_heads(total, *one))
+        return total
 
     q_shape, v_shape = q.shape, v.shape
     return record(out, ((q, k, v), vjp))
@@ -231,9 +271,10 @@ def _flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _heads(x: Array, heads: int) -> Array:
-    """(batch, seq, d) -> (batch, heads, seq, d/heads), a view."""
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).swapaxes(1, 2)
+def _heads(x: Array, *heads: int) -> Array:
+    """(batch, seq, d) -> (batch, heads, seq, d/heads), or (batch, kv, group, seq, d/heads) for two numbers; a view."""
+    x = x.reshape(*x.shape[:2], *heads, -1)
+    return x.swapaxes(1, 2) if len(heads) == 1 else x.transpose(0, 2, 3, 1, 4)
 
 
 def _check_norm(name: str, x: Tensor, weight: Tensor) -> None:

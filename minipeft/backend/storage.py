@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ def write_tensors(
                     raise OSError(code, os.strerror(code)) from error
                 raise
         return temporary.stat().st_size
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file. Raises UserError when it is missing or damaged, or holds Python objects."""
+    try:
+        with Path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not a whole .npz file of arrays ({error}). Fetch or copy it again.") from error
+
+
+def side_by_side(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays joined along their last axis; one alone as it is."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -34,6 +34,7 @@ class Tokenizer:
         self._fast = fast
         self._companions = dict(companions or {})
         self.pad_id = _pad_id(fast, self._companions)
+        self.eos_id = _special_id(fast, self._companions, "eos_token", ("<|endoftext|>", "</s>", "<eos>"))
         # The file may ask for a fixed length (MiniLM's: 128, padded to 128). Here the caller and the batch decide.
         fast.no_truncation()
         fast.no_padding()
@@ -97,6 +98,24 @@ class Tokenizer:
             self._fast.no_truncation()
         return [Encoded(np.array(e.ids, dtype=np.int32), np.array(e.type_ids, dtype=np.int32)) for e in encodings]
 
+    def ids(self, text: str) -> list[int]:
+        """All the tokens of one text, with those that the tokenizer puts around a text of its own accord.
+
+        Raises:
+            UserError: it is not a text.
+        """
+        _check_text(text)
+        return list(self._fast.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, without the special ones."""
+        return str(self._fast.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """The number of a token; None when there is none of that spelling."""
+        number: int | None = self._fast.token_to_id(token)
+        return number
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json, and what came with it, into `folder`, which `from_folder` and transformers can load."""
         folder = Path(folder)
@@ -145,16 +164,23 @@ _BERT_TOKENS = {
 
 def _pad_id(fast: tokenizers.Tokenizer, companions: dict[str, str]) -> int:
     """The number of the padding token. Where none is named, 0: behind the attention mask any number will do."""
+    stored = (fast.padding or {}).get("pad_token")
+    return _special_id(fast, companions, "pad_token", (stored, "[PAD]", "<pad>")) or 0
+
+
+def _special_id(
+    fast: tokenizers.Tokenizer, companions: dict[str, str], field: str, guesses: tuple[str | None, ...]
+) -> int | None:
+    """The number of the token that the settings call `field`, or of the first guess that exists, or None."""
     named = [
-        _token(_settings(Path(name), companions).get("pad_token"))
+        _token(_settings(Path(name), companions).get(field))
         for name in ("tokenizer_config.json", "special_tokens_map.json")
     ]
-    stored = (fast.padding or {}).get("pad_token")
-    for token in (*named, stored, "[PAD]", "<pad>"):
+    for token in (*named, *guesses):
         number = fast.token_to_id(token) if token else None
         if number is not None:
-            return number
-    return 0
+            return int(number)
+    return None
 
 
 def _settings(path: Path, companions: dict[str, str]) -> dict[str, Any]:

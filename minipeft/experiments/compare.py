@@ -15,12 +15,11 @@ from typing import Any
 from minipeft.backend import active, random, set_backend
 from minipeft.backend.workers import default_workers
 from minipeft.cost import measure_step
-from minipeft.data import EncodedSet, Task, Tokenizer, encode_examples, load_task
+from minipeft.data import EncodedSet, Task, encode_examples, load_task
 from minipeft.errors import UserError
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.results import RunFolder
-from minipeft.models import load_model
-from minipeft.models.hub import find_model
+from minipeft.models import load_model, load_tokenizer
 from minipeft.peft import PeftModel, get_peft_model
 from minipeft.training import Trainer, TrainingConfig, evaluate
 
@@ -185,7 +184,7 @@ def _curve(losses: list[float]) -> str:
 
 def encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
     """The training and the test rows, as the model's tokenizer reads them."""
-    tokenizer = Tokenizer.from_folder(find_model(settings.model))
+    tokenizer = load_tokenizer(settings.model)
     train, test = task.head("train", settings.train_size), task.head("test", settings.test_size)
     return (
         encode_examples(tokenizer, train, settings.max_length),

@@ -1,6 +1,9 @@
 """Layer 3: model families that read and write Hugging Face folders."""
 
 from minipeft.models.bert import Bert
-from minipeft.models.hub import load_model
+from minipeft.models.gpt2 import GPT2
+from minipeft.models.hub import load_model, load_tokenizer
+from minipeft.models.llama import Llama
+from minipeft.models.pretrained import Pretrained
 
-__all__ = ["Bert", "load_model"]
+__all__ = ["GPT2", "Bert", "Llama", "Pretrained", "load_model", "load_tokenizer"]

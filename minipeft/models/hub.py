@@ -1,4 +1,4 @@
-"""`load_model`: a known name or a Hugging Face folder -> a model with its weights and tokenizer."""
+"""`load_model`: a known name, a Hugging Face folder or a GGUF file -> a model with its weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minipeft.data.assets import ASSETS, fetch
+from minipeft.data.assets import fetch
+from minipeft.data.bpe import from_vocab_and_merges
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError, unknown
 from minipeft.models.bert import Bert
+from minipeft.models.gguf_file import GGUFFile
+from minipeft.models.glass import read_glass, read_glass_tokenizer
+from minipeft.models.gpt2 import GPT2
+from minipeft.models.llama import Llama
+from minipeft.models.pretrained import Pretrained
 
-MODELS = ("minilm",)
-TASKS = ("classification", "features")
+MODELS = ("minilm", "smollm2", "glassllm")
+TASKS = ("classification", "causal-lm", "features")
+FAMILIES: dict[str, Any] = {"bert": Bert, "gpt2": GPT2, "llama": Llama}
 
 
 def load_model(
@@ -23,12 +30,14 @@ def load_model(
     labels: Sequence[str] | None = None,
     dropout: float | None = None,
     progress: bool = True,
-) -> Bert:
-    """Load a model by a known name ("minilm", fetched when it must be) or from a Hugging Face folder.
+) -> Pretrained:
+    """Load a model by a known name (it is fetched when it must be) or from a folder or file on the disk.
 
     Args:
-        name_or_folder: where config.json and model.safetensors are.
-        task: "classification" for logits (batch, num_labels), "features" for hidden states (batch, seq, d).
+        name_or_folder: "minilm", "smollm2", "glassllm"; or where config.json and model.safetensors are, of a BERT, a
+            GPT-2 or a Llama; or a .gguf file of a Llama; or a .npz file of glassllm.
+        task: "classification" for logits (batch, num_labels), "causal-lm" for those of the next token after each
+            (batch, seq, vocab), "features" for hidden states (batch, seq, d).
         num_labels: classes of the head; the folder's own number (or 2) when None.
         labels: their names, instead of num_labels.
         dropout: replaces the config's dropout probabilities.
@@ -40,33 +49,73 @@ def load_model(
     """
     if task not in TASKS:
         raise unknown("model task", task, TASKS)
-    folder = find_model(name_or_folder, progress)
-    config = _read_config(folder / "config.json")
-    if config.get("model_type") != "bert":
-        raise UserError(f"{folder} holds a {config.get('model_type')!r} model; this version reads 'bert' models.")
+    place = find_model(name_or_folder, progress)
+    state, tokenizer = None, None
+    if place.suffix == ".gguf":
+        gguf = GGUFFile(place)
+        config, state, tokenizer = gguf.hf_config(), gguf.state(), gguf.tokenizer()
+    elif place.suffix == ".npz":
+        config, state = read_glass(place)
+        tokenizer = read_glass_tokenizer(place)
+    else:
+        config = _read_config(place / "config.json")
+    kind = FAMILIES.get(str(config.get("model_type")))
+    if kind is None:
+        raise UserError(
+            f"{place} holds a {config.get('model_type')!r} model; this version reads 'bert', 'gpt2' and 'llama' models."
+        )
+    if task not in kind.architectures:
+        raise UserError(f"A {kind.family} is made for {' or '.join(kind.architectures)}, not for {task!r}.")
     names = tuple(labels) if labels is not None else _label_names(config, num_labels)
     if num_labels not in (None, len(names)):
         raise UserError(f"num_labels={num_labels}, but there are {len(names)} labels: {', '.join(names)}.")
     if task == "classification" and len(names) < 2:
         raise UserError(f"A classifier needs at least 2 labels, not {len(names)}.")
-    model = Bert(config, task, names, dropout)
-    model.load_pretrained(folder / "model.safetensors")
-    if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
-        model.tokenizer = Tokenizer.from_folder(folder)
+    model: Pretrained = kind(config, task, names, dropout)
+    if state is None:
+        model.load_pretrained(place / "model.safetensors")
+        tokenizer = _folder_tokenizer(place)
+    else:
+        own = model.state_dict()
+        model.load_state_dict({**{name: own[name] for name in own if name.startswith("head.classifier")}, **state})
+    model.tokenizer = tokenizer
     return model
 
 
+def load_tokenizer(name_or_folder: str | Path, progress: bool = True) -> Tokenizer:
+    """The tokenizer of a model, without its weights. Raises UserError when the model has none."""
+    place = find_model(name_or_folder, progress)
+    if place.suffix == ".gguf":
+        return GGUFFile(place).tokenizer()
+    found = read_glass_tokenizer(place) if place.suffix == ".npz" else _folder_tokenizer(place)
+    if found is None:
+        raise UserError(f"{place} has no tokenizer.json or vocab.txt, so its texts cannot be read.")
+    return found
+
+
 def find_model(name_or_folder: str | Path, progress: bool = True) -> Path:
-    """The folder of a model: itself, or of an asset of that name, which is fetched when it must be."""
-    if str(name_or_folder) in MODELS and str(name_or_folder) in ASSETS:
-        return fetch(str(name_or_folder), progress=progress)
-    folder = Path(name_or_folder)
-    if not folder.is_dir():
-        raise unknown("model", name_or_folder, MODELS, "Or give a Hugging Face folder on the disk.")
+    """The folder (or the file) of a model: itself, or of an asset of that name, which is fetched when it must be."""
+    known = str(name_or_folder) in MODELS
+    place = fetch(str(name_or_folder), progress=progress) if known else Path(name_or_folder)
+    if place.is_file() and place.suffix in (".gguf", ".npz"):
+        return place
+    if not place.is_dir():
+        raise unknown("model", name_or_folder, MODELS, "Or give a Hugging Face folder or a .gguf file on the disk.")
+    single = [*place.glob("*.gguf"), *place.glob("*.npz")]
+    if len(single) == 1 and not (place / "config.json").exists():
+        return single[0]
     for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise UserError(f"The folder {folder} has no {file}; a Hugging Face model folder has both of its files.")
-    return folder
+        if not (place / file).is_file():
+            raise UserError(f"The folder {place} has no {file}; a Hugging Face model folder has both of its files.")
+    return place
+
+
+def _folder_tokenizer(folder: Path) -> Tokenizer | None:
+    if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
+        return Tokenizer.from_folder(folder)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return from_vocab_and_merges(folder)
+    return None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

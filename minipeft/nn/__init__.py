@@ -1,8 +1,10 @@
 """Layer 2: modules, layers, and the transformer."""
 
-from minipeft.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minipeft.nn.cache import KVCache
+from minipeft.nn.heads import ClassificationHead, LanguageHead, LastTokenHead
+from minipeft.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from minipeft.nn.module import Module, Parameter
-from minipeft.nn.transformer import Block, ClassificationHead, Embeddings, Transformer, TransformerConfig
+from minipeft.nn.transformer import Block, Embeddings, Transformer, TransformerConfig
 
 __all__ = [
     "Block",
@@ -10,10 +12,14 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Embeddings",
+    "KVCache",
+    "LanguageHead",
+    "LastTokenHead",
     "LayerNorm",
     "Linear",
     "Module",
     "Parameter",
+    "RMSNorm",
     "Transformer",
     "TransformerConfig",
 ]

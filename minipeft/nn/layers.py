@@ -1,4 +1,4 @@
-"""The layers that hold weights: Linear, Embedding, LayerNorm; and Dropout."""
+"""The layers that hold weights: Linear, Embedding, LayerNorm, RMSNorm; and Dropout."""
 
 from __future__ import annotations
 
@@ -62,6 +62,18 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
         return functional.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """Y = x̂ ⊙ weight, x̂ = x / √(mean(x²) + eps) along the last axis (arXiv 1910.07467)."""
+
+    def __init__(self, d: int, eps: float = 1e-5) -> None:
+        self.weight = constant((d,), 1.0)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        return functional.rms_norm(x, self.weight, self.eps)
 
 
 class Dropout(Module):

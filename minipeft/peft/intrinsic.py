@@ -21,7 +21,7 @@ from minipeft.nn import Module, Parameter
 from minipeft.nn.layers import constant
 from minipeft.peft.model import Method, PeftConfig
 from minipeft.peft.projection import PROJECTIONS, Projection
-from minipeft.peft.targets import match_modules
+from minipeft.peft.targets import match_modules, task_head
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class IntrinsicMethod(Method):
 def _places(model: Module, scope: str | tuple[str, ...]) -> list[tuple[Parameter, list[tuple[Module, str]]]]:
     """Each parameter of the scope, in the model's order, and where it hangs: in several places when it is tied."""
     roots = [model] if scope == "all" else list(match_modules(model, scope).values())
-    head = getattr(model, "head", None)
-    outside = {id(p) for p in head.parameters()} if isinstance(head, Module) else set()
+    head = task_head(model)
+    outside = {id(p) for p in head.parameters()} if head is not None else set()
     places: dict[int, tuple[Parameter, list[tuple[Module, str]]]] = {
         id(p): (p, []) for root in roots for p in root.parameters() if id(p) not in outside
     }

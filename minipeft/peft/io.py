@@ -61,7 +61,8 @@ def load_config(folder: str | Path, kinds: dict[str, type[PeftConfig]]) -> PeftC
         given = raw.get("peft_type") if isinstance(raw, dict) else raw
         raise unknown(f"peft_type in {path}:", given, kinds)
     kind = kinds[raw.pop("peft_type")]
-    fields = _from_hf(raw, path) if kind.peft_type == LORA else raw
+    ours = kind.peft_type != LORA or "init" in raw  # PEFT has no field of that name
+    fields = raw if ours else _from_hf(raw, path)
     known = {field.name for field in dataclasses.fields(kind)}
     if fields.keys() - known:
         raise UserError(f"{path}: fields that are not known here: {', '.join(sorted(fields.keys() - known))}.")

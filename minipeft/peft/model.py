@@ -17,6 +17,7 @@ from minipeft.autograd.tensor import grad_enabled
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter, Transformer
 from minipeft.peft import io
+from minipeft.peft.targets import task_head
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class PeftConfig:
 
     def head_parameters(self, model: Module) -> list[Parameter]:
         """The parameters of the task head to train beside the method's own: all of them, unless a method says otherwise."""
-        head = getattr(model, "head", None)
-        return list(head.parameters()) if isinstance(head, Module) else []
+        head = task_head(model)
+        return list(head.parameters()) if head is not None else []
 
 
 class Method(Module):
@@ -145,14 +146,17 @@ class PeftModel(Module):
     def saved_parameters(self) -> dict[str, Parameter]:
         """What `save_pretrained` keeps: the trainable parameters, and a head that was not trained but may be random."""
         named = ((_base_name(name), p) for name, p in self.named_parameters())
-        return {name: p for name, p in named if p.requires_grad or name.startswith("head.")}
+        return {name: p for name, p in named if p.requires_grad or self._in_head(name)}
 
     def count_parameters(self) -> ParameterCount:
         """Exact counts; tied parameters count once."""
         trainable = self.trainable_parameters()
-        head = sum(p.numel() for name, p in trainable.items() if name.startswith("head."))
+        head = sum(p.numel() for name, p in trainable.items() if self._in_head(name))
         total = sum(p.numel() for p in self.parameters())
         return ParameterCount(head, sum(p.numel() for p in trainable.values()) - head, total)
+
+    def _in_head(self, name: str) -> bool:
+        return name.startswith("head.") and task_head(self.model) is not None
 
     def print_trainable_parameters(self) -> None:
         """Print the counts: head + method = trainable of total (percent)."""

@@ -6,7 +6,13 @@ import difflib
 from collections.abc import Sequence
 
 from minipeft.errors import UserError
-from minipeft.nn import Module
+from minipeft.nn import LanguageHead, Module
+
+
+def task_head(model: Module) -> Module | None:
+    """The head put on for the task, to be trained with every method. A language model's own head is part of the base."""
+    head = getattr(model, "head", None)
+    return head if isinstance(head, Module) and not isinstance(head, LanguageHead) else None
 
 
 def match_modules(

@@ -62,6 +62,8 @@ CASES = [
         for shape in [(1,), (5,), (2, 1, 4)]
     ),
     *(Case("silu", "", F.silu, (shape,)) for shape in [(), (1,), (5,), (2, 1, 4)]),
+    *(Case("swiglu", "", F.swiglu, (shape, shape)) for shape in [(1,), (5,), (2, 1, 4)]),
+    *(Case("unembed", "", F.unembed, (x, (6, 3))) for x in [(3,), (1, 3), (2, 4, 3)]),
     *(Case("softmax", "", F.softmax, (shape,)) for shape in [(1,), (5,), (1, 4), (2, 3, 4), (3, 1)]),
     *(
         Case("cross_entropy", what, lambda x, y=y, o=o: F.cross_entropy(x, np.array(y), **o), (shape,))
@@ -99,6 +101,8 @@ CASES = [
             ("few queries", 2, {"mask": MASK}, ((2, 3, 4), (2, 5, 4), (2, 5, 4))),
             ("few causal queries", 2, {"causal": True}, ((2, 3, 4), (2, 5, 4), (2, 5, 4))),
             ("dropout", 2, {"dropout_p": 0.4, "mask": MASK}, ((2, 5, 4),) * 3),
+            ("two groups", 4, {"kv_heads": 2, "causal": True, "mask": MASK}, ((2, 5, 8), (2, 5, 4), (2, 5, 4))),
+            ("one group", 3, {"kv_heads": 1, "dropout_p": 0.3}, ((1, 2, 6), (1, 4, 2), (1, 4, 2))),
         ]
     ),
 ]
@@ -242,6 +246,13 @@ def test_attention_is_the_formula_head_by_head():
     np.testing.assert_allclose(F.attention(q, k, v, 2, mask=MASK).data, out, rtol=1e-12)
 
 
+def test_grouped_heads_are_repeated_keys_and_values():
+    q, k, v = Tensor(rng.standard_normal((2, 5, 12))), *qkv()[1:]
+    wide = [Tensor(t.data.reshape(2, 5, 2, 1, 2).repeat(3, axis=3).reshape(2, 5, 12)) for t in (k, v)]
+    expected = F.attention(q, *wide, 6, causal=True, mask=MASK).data
+    np.testing.assert_allclose(F.attention(q, k, v, 6, causal=True, mask=MASK, kv_heads=2).data, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("mask", [MASK, MASK.astype(bool), MASK.astype("uint8"), MASK * 7], ids=lambda m: str(m.dtype))
 def test_what_is_masked_has_no_influence_and_gets_no_gradient(mask):
     q, k, v = qkv()
@@ -302,6 +313,8 @@ def zeros(*shape):
         (lambda: F.dropout(zeros(2), -0.1), "not -0.1"),
         (lambda: F.attention(zeros(2, 3, 6), zeros(2, 3, 6), zeros(2, 3, 6), 4), "do not fit 4 heads"),
         (lambda: F.attention(zeros(2, 3, 4), zeros(2, 3, 6), zeros(2, 3, 6), 2), r"q \(2, 3, 4\), k \(2, 3, 6\)"),
+        (lambda: F.attention(zeros(2, 3, 8), zeros(2, 3, 6), zeros(2, 3, 6), 4, kv_heads=3), "4 heads over 3"),
+        (lambda: F.unembed(zeros(2, 3), zeros(3, 4)), r"input \(2, 3\) does not fit a table \(3, 4\)"),
         (lambda: F.attention(zeros(2, 3, 4), zeros(2, 5, 4), zeros(2, 4, 4), 2), r"v \(2, 4, 4\)"),
         (lambda: F.cross_entropy(zeros(2, 3), np.array([0])), r"targets \(1,\) do not fit logits \(2, 3\)"),
         (lambda: F.cross_entropy(zeros(2, 3), np.array([0, 3])), "class 3 is out of range; valid ones are 0 to 2"),

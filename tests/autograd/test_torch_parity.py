@@ -71,6 +71,8 @@ CASES = {
         [(7, 300)],
     ),
     "silu": (F.silu, lambda torch, x: torch.nn.functional.silu(x), [(7, 30)]),
+    "swiglu": (F.swiglu, lambda torch, gate, up: torch.nn.functional.silu(gate) * up, [(7, 30), (7, 30)]),
+    "unembed": (F.unembed, lambda torch, x, E: torch.nn.functional.linear(x, E), [(2, 5, 6), (9, 6)]),
     "softmax": (F.softmax, lambda torch, x: torch.softmax(x, dim=-1), [(2, 3, 9)]),
     "cross_entropy": (
         lambda x: F.cross_entropy(x, TARGETS),

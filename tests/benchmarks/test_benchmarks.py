@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # `benchmarks` is beside the package, not in it
 from benchmarks import compare_job, harness, scaling, steps  # noqa: E402
 from benchmarks.cases import inputs, parse_shape, peers_of, widths  # noqa: E402
 from benchmarks.ours import Step, build_model  # noqa: E402
-from minipeft.models.bert import hf_names  # noqa: E402
+from minipeft.models.bert import hf_part  # noqa: E402
 
 GPT = parse_shape("a/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 BERT = parse_shape("b/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
@@ -43,12 +43,13 @@ def torch_twin(shape: Any) -> tuple[Any, Any]:
 
     ours, theirs = build_model(shape), torch_peer.build_model(shape)
     rng = np.random.default_rng(0)
-    names = hf_names(ours) if shape.kind == "bert" else {}
     state = {}
     for name, parameter in ours.named_parameters():
+        part, _, leaf = name.rpartition(".")
+        theirs_name = f"{hf_part(part, True)}.{leaf}" if shape.kind == "bert" else name
         parameter.data += (0.1 * rng.standard_normal(parameter.shape)).astype(np.float32)
         table = name.startswith("embed.") or parameter.ndim < 2
-        state[names.get(name, name)] = torch.from_numpy(parameter.data.copy() if table else parameter.data.T.copy())
+        state[theirs_name] = torch.from_numpy(parameter.data.copy() if table else parameter.data.T.copy())
     missing, extra = theirs.load_state_dict(state, strict=False)
     assert not extra
     assert all("position_ids" in name for name in missing)

@@ -14,7 +14,6 @@ from minipeft.autograd import functional
 from minipeft.backend.storage import read_tensors, write_tensors
 from minipeft.errors import UserError
 from minipeft.models import load_model
-from minipeft.models.bert import hf_names
 from minipeft.optim import AdamW
 
 LABELS = {0: "calm", 1: "angry", 2: "glad"}
@@ -86,7 +85,8 @@ def oriented(ours: str, array):
 
 def as_ours(model, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     """Their tensors under our names and in our layout."""
-    return {ours: oriented(ours, tensors[name].detach().numpy()) for ours, name in hf_names(model).items()}
+    names = {ours: model.in_file(theirs) for (theirs, _), (ours,) in model.layout().items()}
+    return {ours: oriented(ours, tensors[name].detach().numpy()) for ours, name in names.items()}
 
 
 def loss_of(model):
