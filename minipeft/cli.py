@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from minipeft import cli_language
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -205,6 +206,10 @@ def doctor() -> None:
         out.print(f"[bold]{what:<12}[/] {_escape(how)}", highlight=False, soft_wrap=True)
     for sentence in advice():
         out.print(f"→ {_escape(sentence)}", highlight=False, soft_wrap=True)
+
+
+for command in (cli_language.generate,):
+    app.command()(command)
 
 
 def _learning_rates(text: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ batches.
 """
 
 from minipeft.data.assets import ASSETS, Asset, cache_folder, fetch, is_fetched
-from minipeft.data.batching import Batch, EncodedSet, bucketed_order, collate, encode_examples, sorted_order
+from minipeft.data.batching import Batch, EncodedSet, bucketed_order, collate, encode_examples, pad, sorted_order
 from minipeft.data.splits import Example
 from minipeft.data.tasks import TASK_NAMES, Task, load_task
 from minipeft.data.tokenize import Encoded, Tokenizer
@@ -29,5 +29,6 @@ __all__ = [
     "fetch",
     "is_fetched",
     "load_task",
+    "pad",
     "sorted_order",
 ]

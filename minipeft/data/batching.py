@@ -81,6 +81,17 @@ def collate(dataset: EncodedSet, indices: np.ndarray | Sequence[int], pad_id: in
     return Batch(input_ids, attention_mask, token_type_ids, dataset.labels[indices])
 
 
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens as one int32 array (batch, longest), filled up at "right" or "left", and its mask of 0 and 1."""
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), pad_id, dtype=np.int32)
+    mask = np.zeros((len(rows), width), dtype=np.int32)
+    for place, row in enumerate(rows):
+        cut = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[place, cut], mask[place, cut] = row, 1
+    return ids, mask
+
+
 def bucketed_order(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """One epoch for training: batches of indices, each index once, of similar length within a batch.
 

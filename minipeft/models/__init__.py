@@ -5,5 +5,17 @@ from minipeft.models.gpt2 import GPT2
 from minipeft.models.hub import load_model, load_tokenizer
 from minipeft.models.llama import Llama
 from minipeft.models.pretrained import Pretrained
+from minipeft.models.sampling import Sampling
+from minipeft.models.writing import Continuation, generate
 
-__all__ = ["GPT2", "Bert", "Llama", "Pretrained", "load_model", "load_tokenizer"]
+__all__ = [
+    "GPT2",
+    "Bert",
+    "Continuation",
+    "Llama",
+    "Pretrained",
+    "Sampling",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+]

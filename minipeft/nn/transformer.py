@@ -202,6 +202,7 @@ class Transformer(Module):
         attention_mask: Any = None,
         token_type_ids: Any = None,
         cache: KVCache | None = None,
+        last: bool = False,
     ) -> Tensor:
         """Integer arrays (batch, seq) -> the head's output, or (batch, seq, d) without a head.
 
@@ -210,9 +211,10 @@ class Transformer(Module):
             attention_mask: nonzero at the tokens that count and zero at padding.
             token_type_ids: the segment of each token, where the model has segments.
             cache: for generation: what a causal model has read before these tokens; they are added to it.
+            last: with a cache: compute the output of the last position alone.
         """
         if cache is not None:
-            return self._read_on(input_ids, attention_mask, cache)
+            return self._read_on(input_ids, attention_mask, cache, last)
         return self.upper(self.lower(input_ids, attention_mask, token_type_ids), attention_mask)
 
     def lower(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, cut: int = 0) -> Tensor:
@@ -239,7 +241,7 @@ class Transformer(Module):
             return x
         return self.head(x, mask) if isinstance(self.head, LastTokenHead) else self.head(x)
 
-    def _read_on(self, input_ids: Any, attention_mask: Any, cache: KVCache) -> Tensor:
+    def _read_on(self, input_ids: Any, attention_mask: Any, cache: KVCache, last: bool) -> Tensor:
         if not self.config.causal or grad_enabled():
             raise UserError("A cache of keys and values needs a causal model and `with no_grad():`.")
         ids, mask, _ = _inputs(input_ids, attention_mask, None)
@@ -247,7 +249,7 @@ class Transformer(Module):
         x = self.embed(ids, None, cache.layers[0])
         for block, past in zip(self.blocks, cache.layers, strict=True):
             x = block(x, mask, past)
-        return self._finish(x, mask)
+        return self._finish(x[:, -1:] if last else x, mask)
 
 
 def positions_of(x: Any, past: LayerCache | None) -> Array:

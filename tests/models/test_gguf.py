@@ -11,7 +11,7 @@ import pytest
 import minipeft as mp
 from minipeft.autograd import functional
 from minipeft.errors import UserError
-from minipeft.models import Llama, gguf_file, load_model, load_tokenizer
+from minipeft.models import Llama, Sampling, generate, gguf_file, load_model, load_tokenizer
 from minipeft.models.llama import half_split
 
 gguf = pytest.importorskip("gguf", reason="reading GGUF files needs the extra `gguf`")
@@ -184,6 +184,8 @@ def test_smollm2_reads_english(asset):
     with mp.no_grad():
         logits = model(np.array([model.tokenizer.ids("The capital of France is")])).data[0, -1]
     assert model.tokenizer.decode([int(logits.argmax())]) == " Paris"
+    (made,) = generate(model, ["The capital of France is"], Sampling(4))
+    assert made.text.startswith(" Paris.")
     loss, tokens = cross_entropy(model)
     assert tokens >= 249
     assert 2.5 < loss < 3.7, loss

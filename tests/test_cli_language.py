@@ -1,0 +1,94 @@
+"""The commands of language models: what they print and make, and that a mistake is one clear line."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from decoders import TOKENIZER, tiny_decoder
+
+from minipeft import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_decoder().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Runs `minipeft ARGUMENTS` in an empty folder; gives (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        status = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code or 0
+        text = capsys.readouterr()
+        return status, text.out, text.err
+
+    return call
+
+
+@pytest.mark.parametrize("command", ["generate"])
+def test_help_has_an_example(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"minipeft {command}" in re.sub(r"\s+", " ", out)
+    assert "Example" in out
+
+
+def test_generate_streams_the_prompt_and_what_follows(run, model, monkeypatch):
+    status, out, err = run("generate", model, "the cat", "--max-new-tokens", 12)
+    assert status == 0, err
+    assert out.startswith("the cat")
+    assert len(out) > 12
+    assert run("generate", model, "the cat", "--max-new-tokens", 12, "--no-cache")[1] == out
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat"))
+    assert run("generate", model, "-", "--max-new-tokens", 12)[1] == out
+
+
+def test_generate_draws_by_seed(run, model):
+    options = ["generate", model, "the cat", "--temperature", 1, "--max-new-tokens", 12]
+    first = run(*options, "--count", 3, "--seed", 5)[1]
+    assert len(re.findall("^--- [123]$", first, re.M)) == 3
+    assert run(*options, "--count", 3, "--seed", 5)[1] == first
+    assert run(*options, "--count", 3, "--seed", 6)[1] != first
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--temperature", -1], "temperature=-1"),
+        (["--top-p", 2], "top_p=2"),
+        (["--count", 0], "--count 0"),
+        (["--stop", ""], "none of them empty"),
+        (["--adapter", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(run, model, options, says):
+    status, out, err = run("generate", model, "the cat", *options)
+    assert status == 1
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1, err
+    assert says in err
+    assert out == ""
+
+
+def test_a_prompt_longer_than_the_context_is_one_clear_line(run, model):
+    prompt = "the cat sat on the mat and " * 30
+    status, _, err = run("generate", model, prompt)
+    assert status == 1
+    assert f"has {len(TOKENIZER.ids(prompt))} tokens; this model reads at most 48" in err
+    assert err.count("\n") == 1
+
+
+def test_an_encoder_cannot_write(run):
+    status, _, err = run("generate", "minilmm", "the cat")
+    assert status == 1
+    assert "Did you mean 'minilm'" in err
