@@ -208,7 +208,7 @@ def doctor() -> None:
         out.print(f"→ {_escape(sentence)}", highlight=False, soft_wrap=True)
 
 
-for command in (cli_language.generate,):
+for command in (cli_language.generate, cli_language.pretrain):
     app.command()(command)
 
 

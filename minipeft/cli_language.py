@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 out, err = Console(), Console(stderr=True)
 
@@ -67,3 +69,85 @@ def generate(
         return
     for number, made in enumerate(write(writer, [text] * count, sampling), start=1):
         sys.stdout.write(f"\n--- {number}\n{made.text}\n")
+
+
+def pretrain(
+    out_folder: Annotated[Path, typer.Option("--out", help="The run folder; a rerun goes on where it was.")],
+    corpus: Annotated[
+        str, typer.Option(help="shakespeare, a task's name, a .txt file or a folder of them; or several, with commas.")
+    ] = "shakespeare",
+    style: Annotated[str, typer.Option(help="llama or gpt2.")] = "llama",
+    vocab_size: Annotated[
+        int, typer.Option(help="Tokens of the tokenizer, which is learnt from the corpus first.")
+    ] = 1024,
+    d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 192,
+    layers: Annotated[int, typer.Option(help="Blocks.")] = 4,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 6,
+    context: Annotated[int, typer.Option(help="Tokens of a window, the longest that the model will read.")] = 128,
+    epochs: Annotated[int, typer.Option(help="Passes over the text.")] = 6,
+    batch_size: Annotated[int, typer.Option(help="Windows a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    dropout: Annotated[float, typer.Option(help="In training, with the style gpt2.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the start and of the order of the windows.")] = 0,
+    backend: Annotated[str, typer.Option(help="Where to compute: numpy, numba or cupy.")] = "numpy",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share each batch; one a processor, at most 4, when left out.")
+    ] = None,
+) -> None:
+    """Train a tokenizer and a small language model on plain text, from nothing.
+
+    A tenth of the text is held out; the loss on it, in **bits per byte**, is reported at the end. OUT/model is a Hugging
+    Face folder that `minipeft generate`, `--model` of every command, and transformers can load.
+
+    Example: `minipeft pretrain --corpus shakespeare --out runs/shakespeare`
+
+    Example: `minipeft pretrain --corpus my.txt --style gpt2 --layers 6 --d-model 256 --heads 8 --out runs/mine`
+    """
+    from minipeft.backend.workers import default_workers
+    from minipeft.experiments.pretrain import PretrainProgress, PretrainSettings
+    from minipeft.experiments.pretrain import pretrain as run
+    from minipeft.report.language_plots import draw_pretraining
+
+    settings = PretrainSettings(
+        corpus=corpus,
+        style=style,
+        vocab_size=vocab_size,
+        d_model=d_model,
+        layers=layers,
+        heads=heads,
+        context=context,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        dropout=dropout,
+        seed=seed,
+        backend=backend,
+        workers=default_workers() if workers is None else workers,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=err) as progress:
+            bar = progress.add_task("tokenizer", total=None)
+
+            def show(now: PretrainProgress) -> None:
+                name = progress.tasks[bar].description if now.loss is None else f"loss {now.loss:.3f}"
+                progress.update(bar, completed=now.step, total=now.steps, description=name)
+                if now.held_out is not None:
+                    progress.console.print(
+                        f"[bold]step {now.step}, held-out loss {now.held_out:.3f}[/]\n{escape(now.sample or '')}\n",
+                        highlight=False,
+                    )
+
+            row = run(settings, out_folder, show)
+    except KeyboardInterrupt:
+        err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    figure = draw_pretraining(out_folder)[0]
+    out.print(
+        f"{row['parameters'] / 1e6:.2f} M parameters, {row['steps']} steps, {row['train_seconds']:.0f} s; held out: "
+        f"loss {row['held_out_loss']:.3f}, perplexity {row['held_out_perplexity']:.1f}, "
+        f"{row['bits_per_byte']:.3f} bits per byte",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(f"Figure   {figure}\nModel    {out_folder / 'model'}", highlight=False, soft_wrap=True)

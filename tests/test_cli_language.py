@@ -35,7 +35,7 @@ def run(tmp_path, capsys, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("command", ["generate"])
+@pytest.mark.parametrize("command", ["generate", "pretrain"])
 def test_help_has_an_example(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0
@@ -92,3 +92,47 @@ def test_an_encoder_cannot_write(run):
     status, _, err = run("generate", "minilmm", "the cat")
     assert status == 1
     assert "Did you mean 'minilm'" in err
+
+
+SMALL = [
+    "--vocab-size",
+    280,
+    "--d-model",
+    8,
+    "--layers",
+    1,
+    "--heads",
+    1,
+    "--context",
+    8,
+    "--epochs",
+    1,
+    "--workers",
+    1,
+]
+
+
+def test_pretrain_makes_a_model_that_generate_reads(run, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. a dog ran to the house.\n" * 60)
+    status, out, err = run("pretrain", "--corpus", "text.txt", "--out", "run", *SMALL)
+    assert status == 0, err
+    assert re.search(r"held out: loss [\d.]+, perplexity [\d.]+, [\d.]+ bits per byte", out)
+    assert "held-out loss" in err  # a sample as it goes
+    made = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"model/model.safetensors", "results.json", "samples.txt", "log.jsonl", "figures/loss.png"} <= made
+    status, out, err = run("generate", "run/model", "the cat", "--max-new-tokens", 3)
+    assert status == 0, err
+    assert out.startswith("the cat")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("", "empty"), ("a few words only, with a held-out end", "too few for windows of 8")]
+)
+def test_a_corpus_with_nothing_to_learn_is_one_clear_line(run, tmp_path, content, says):
+    (tmp_path / "text.txt").write_text(content)
+    status, _, err = run("pretrain", "--corpus", "text.txt", "--out", "run", *SMALL[:-6], "--context", 40)
+    assert status == 1
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1, err
+    assert says.replace("of 8", "of 40") in err
+    assert not (tmp_path / "run").exists()

@@ -7,21 +7,35 @@ batches.
 """
 
 from minipeft.data.assets import ASSETS, Asset, cache_folder, fetch, is_fetched
-from minipeft.data.batching import Batch, EncodedSet, bucketed_order, collate, encode_examples, pad, sorted_order
+from minipeft.data.batching import (
+    Batch,
+    EncodedSet,
+    TrainingSet,
+    bucketed_order,
+    collate,
+    encode_examples,
+    pad,
+    sorted_order,
+)
 from minipeft.data.splits import Example
 from minipeft.data.tasks import TASK_NAMES, Task, load_task
+from minipeft.data.token_rows import IGNORE, PackedTokens, TokenRows
 from minipeft.data.tokenize import Encoded, Tokenizer
 
 __all__ = [
     "ASSETS",
+    "IGNORE",
     "TASK_NAMES",
     "Asset",
     "Batch",
     "Encoded",
     "EncodedSet",
     "Example",
+    "PackedTokens",
     "Task",
+    "TokenRows",
     "Tokenizer",
+    "TrainingSet",
     "bucketed_order",
     "cache_folder",
     "collate",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Batch:
     """What a model takes and what the loss compares with: int32 arrays.
 
     `input_ids`, `attention_mask` (1 for a token, 0 for padding) and `token_type_ids` are (batch, seq); `labels` is
-    (batch,).
+    (batch,), a class a row, or (batch, seq), the next token after each, -100 where none is asked for.
     """
 
     input_ids: np.ndarray
@@ -32,6 +33,22 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class TrainingSet(Protocol):
+    """What a trainer asks of its data, whatever a row and a target are."""
+
+    def __len__(self) -> int:
+        """The number of rows that an epoch goes through."""
+
+    def order(self, batch_size: int, rng: np.random.Generator) -> list[Any]:
+        """One epoch: the rows of each batch, as `batch` takes them. A function of its arguments alone."""
+
+    def batch(self, indices: Any, pad_id: int) -> Batch:
+        """Some rows of one batch, padded to the longest of them."""
+
+    def targets(self, indices: Any) -> int:
+        """How many targets these rows have: the loss is their mean."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,18 @@ class EncodedSet:
 
     def __len__(self) -> int:
         return len(self.encodings)
+
+    def order(self, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """As `bucketed_order`."""
+        return bucketed_order(self.lengths, batch_size, rng)
+
+    def batch(self, indices: np.ndarray | Sequence[int], pad_id: int) -> Batch:
+        """As `collate`."""
+        return collate(self, indices, pad_id)
+
+    def targets(self, indices: np.ndarray | Sequence[int]) -> int:
+        """A class a row."""
+        return len(indices)
 
 
 def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], max_length: int = 128) -> EncodedSet:
@@ -81,7 +110,7 @@ def collate(dataset: EncodedSet, indices: np.ndarray | Sequence[int], pad_id: in
     return Batch(input_ids, attention_mask, token_type_ids, dataset.labels[indices])
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], pad_id: int, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
     """Rows of tokens as one int32 array (batch, longest), filled up at "right" or "left", and its mask of 0 and 1."""
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), pad_id, dtype=np.int32)

@@ -12,16 +12,14 @@ from statistics import mode
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from minipeft.files import atomic_path
 from minipeft.report.labels import Label, label_ends, label_points
-from minipeft.report.style import BLANK, GREY, INK, family_looks, ink, marker, styled, tint
+from minipeft.report.style import BLANK, GREY, INK, blank_figure, family_looks, ink, marker, save_figure, styled, tint
 from minipeft.report.summary import Row, Summary, read_results, summarise
 
 __all__ = ["FIGURES", "Row", "draw_all", "read_results", "styled"]
@@ -38,18 +36,14 @@ def draw_all(results_csv: str | os.PathLike[str], folder: str | os.PathLike[str]
     with styled():
         for name, draw in FIGURES.items():
             figure = draw(cells)
-            for kind, metadata in (("png", None), ("svg", {"Date": None})):
-                path = Path(folder) / f"{name}.{kind}"
-                with atomic_path(path) as temporary:
-                    figure.savefig(temporary, format=kind, metadata=metadata)
-                paths.append(path)
+            paths += save_figure(figure, Path(folder) / name)
     return paths
 
 
 def accuracy_vs_parameters(cells: Sequence[Summary]) -> Figure:
     """Test accuracy against trainable parameters on a log axis: a curve a family, a point a setting."""
     shown = [cell for cell in cells if cell.mean["trainable_params"] > 0]  # a log axis has no zero
-    figure = _figure(9, 5.6, "Accuracy against trainable parameters", f"Test set; {_seeds(cells, 'bars')}")
+    figure = blank_figure(9, 5.6, "Accuracy against trainable parameters", f"Test set; {_seeds(cells, 'bars')}")
     axes = figure.add_subplot()
     looks = family_looks(cell.method for cell in cells)
     handles = []
@@ -127,7 +121,7 @@ def _head_line(axes: Axes, head: float) -> Text:
 def time_and_memory(cells: Sequence[Summary]) -> Figure:
     """Milliseconds a step, and the memory that training adds to the weights, a bar a cell."""
     note = f"One training step; {_seeds(cells)}"
-    figure = _figure(10.5, 2.0 + 0.34 * len(cells), "Step time and training memory", note)
+    figure = blank_figure(10.5, 2.0 + 0.34 * len(cells), "Step time and training memory", note)
     left, right = figure.subplots(1, 2, sharey=True)
     _bars(left, cells, {"Step time": "step_ms"}, "Step time (ms)")
     parts = {"Activations": "activation_mb", "Gradients": "gradient_mb", "Optimizer state": "optimizer_mb"}
@@ -137,7 +131,7 @@ def time_and_memory(cells: Sequence[Summary]) -> Figure:
 
 def flops(cells: Sequence[Summary]) -> Figure:
     """Forward and backward work of one step, a bar a cell."""
-    figure = _figure(8, 2.0 + 0.34 * len(cells), "Work of one training step", "Forward and backward pass")
+    figure = blank_figure(8, 2.0 + 0.34 * len(cells), "Work of one training step", "Forward and backward pass")
     axes = figure.add_subplot()
     _bars(axes, cells, {"Forward": "forward_gflop", "Backward": "backward_gflop"}, "GFLOP per step")
     return figure
@@ -147,7 +141,7 @@ def loss_curves(cells: Sequence[Summary]) -> Figure:
     """Training loss against step: a line a cell, the mean over its seeds with a band of one standard deviation."""
     shown = [cell for cell in cells if any(cell.curves)]
     note = _seeds(cells, "band").capitalize()
-    figure = _figure(9, max(5.0, 1.6 + 0.2 * len(shown)), "Training loss at each step", note)
+    figure = blank_figure(9, max(5.0, 1.6 + 0.2 * len(shown)), "Training loss at each step", note)
     axes = figure.add_subplot()
     looks = family_looks(cell.method for cell in cells)
     ends: list[Label] = []
@@ -180,16 +174,6 @@ FIGURES: Mapping[str, Callable[[Sequence[Summary]], Figure]] = {
     "loss_curves": loss_curves,
     "flops": flops,
 }
-
-
-def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
-    """A figure of so many inches with a title and a line below it, both flush left."""
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - 0.72 / height), wspace=0.04)
-    figure.text(0.15 / width, 1 - 0.16 / height, title, fontsize=14, fontweight="bold", va="top")
-    figure.text(0.15 / width, 1 - 0.45 / height, subtitle, color=GREY, va="top")
-    return figure
 
 
 def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: str) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
+from minipeft.files import atomic_path
 from minipeft.report.summary import FAMILIES
 
 INK, GREY, LIGHT = "#222222", "#666666", "#e4e4e4"
@@ -96,3 +100,23 @@ def ink(colour: str) -> tuple[float, float, float]:
     """The colour, darkened for text."""
     red, green, blue = (0.7 * part for part in to_rgb(colour))
     return red, green, blue
+
+
+def blank_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """A figure of so many inches with a title and a line below it, both flush left."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - 0.72 / height), wspace=0.04)
+    figure.text(0.15 / width, 1 - 0.16 / height, title, fontsize=14, fontweight="bold", va="top")
+    figure.text(0.15 / width, 1 - 0.45 / height, subtitle, color=GREY, va="top")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write PATH.png and PATH.svg; the same figure gives the same bytes."""
+    paths = []
+    for kind, metadata in (("png", None), ("svg", {"Date": None})):
+        paths.append(path.with_name(f"{path.name}.{kind}"))
+        with atomic_path(paths[-1]) as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata)
+    return paths

@@ -14,14 +14,14 @@ from typing import Any
 from minipeft.autograd import Tensor, no_grad
 from minipeft.backend import Array, active
 from minipeft.backend.workers import current_workers
-from minipeft.data import EncodedSet, collate, sorted_order
+from minipeft.data import EncodedSet, TokenRows, TrainingSet, sorted_order
 from minipeft.nn import Module, Transformer
 from minipeft.peft import PeftModel
 
 
 @dataclass(frozen=True)
 class CachedBatch:
-    """`hidden` (batch, seq, d), zero at padding; `attention_mask` (batch, seq); `labels` (batch,)."""
+    """`hidden` (batch, seq, d), zero at padding; `attention_mask` (batch, seq); `labels` as the batch's."""
 
     hidden: Array
     attention_mask: Any
@@ -41,7 +41,7 @@ class ActivationCache:
         pad_id: fills a batch up.
     """
 
-    def __init__(self, model: Transformer, cut: int, dataset: EncodedSet, pad_id: int) -> None:
+    def __init__(self, model: Transformer, cut: int, dataset: EncodedSet | TokenRows, pad_id: int) -> None:
         self.model, self.cut, self.dataset, self.pad_id = model, cut, dataset, pad_id
         self.ends = dataset.lengths.cumsum(dtype="int64")
         size = (int(self.ends[-1]), model.config.d_model)  # the tokens of all rows, end to end
@@ -52,7 +52,7 @@ class ActivationCache:
         workers = current_workers()
         with no_grad():
             for indices in workers.mine(sorted_order(self.dataset.lengths, batch_size)):
-                batch = collate(self.dataset, indices, self.pad_id)
+                batch = self.dataset.batch(indices, self.pad_id)
                 hidden = self.model.lower(batch.input_ids, batch.attention_mask, batch.token_type_ids, self.cut).data
                 for i, row in zip(indices, hidden, strict=True):
                     self._row(i)[...] = row[: self.dataset.lengths[i]]
@@ -63,7 +63,7 @@ class ActivationCache:
 
     def batch(self, indices: Sequence[int]) -> CachedBatch:
         """The rows at `indices`, padded with zeros to the longest."""
-        plain = collate(self.dataset, indices, self.pad_id)
+        plain = self.dataset.batch(indices, self.pad_id)
         hidden = active().xp.zeros((*plain.attention_mask.shape, self.model.config.d_model), dtype=self.tokens.dtype)
         for place, i in enumerate(indices):
             hidden[place, : self.dataset.lengths[i]] = self._row(i)
@@ -74,8 +74,14 @@ class ActivationCache:
         return self.model.upper(Tensor(batch.hidden), batch.attention_mask, self.cut)
 
 
-def cache_for(model: Module, dataset: EncodedSet, pad_id: int, budget_mb: float) -> ActivationCache | None:
-    """A cache for a model with a cut, or None: nothing is frozen below it, dropout is drawn, or it is over the budget."""
+def cache_for(model: Module, dataset: TrainingSet, pad_id: int, budget_mb: float) -> ActivationCache | None:
+    """A cache for a model with a cut, or None.
+
+    None when nothing is frozen below it, when dropout is drawn, when it is over the budget, or when the rows are others in
+    each epoch.
+    """
+    if not isinstance(dataset, EncodedSet | TokenRows):
+        return None
     if not isinstance(model, PeftModel) or not isinstance(model.model, Transformer):
         return None
     cut, config = model.method.cut(model.model), model.model.config

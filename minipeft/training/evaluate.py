@@ -1,14 +1,15 @@
-"""Evaluation: accuracy and loss on a data set, with nothing recorded."""
+"""Evaluation: accuracy and loss of a classifier, likelihood of a language model; nothing is recorded."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from minipeft.autograd import functional, no_grad
 from minipeft.backend import active
 from minipeft.backend.workers import Workers
-from minipeft.data import EncodedSet, collate, sorted_order
+from minipeft.data import EncodedSet, TokenRows, collate, sorted_order
 from minipeft.errors import UserError
 from minipeft.nn import Module
 
@@ -51,3 +52,51 @@ def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 
     predictions = active().to_numpy(classes).tolist()
     right = sum(int(a == b) for a, b in zip(predictions, dataset.labels.tolist(), strict=True))
     return Score(right / len(dataset), float(losses.sum()) / len(dataset), predictions)
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """How likely a language model finds some targets: -log likelihood `nats` in all, over `targets` tokens.
+
+    `rows` has the same of each row, in their order.
+    """
+
+    nats: float
+    targets: int
+    rows: list[float]
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy of a target, in nats."""
+        return self.nats / self.targets
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among so many tokens the model seems to choose."""
+        return math.exp(self.loss)
+
+
+def evaluate_tokens(
+    model: Module, dataset: TokenRows, pad_id: int, batch_size: int = 16, workers: int = 1
+) -> TokenScore:
+    """The likelihood of a data set's targets. Dropout is off inside. The batches are shared among the workers.
+
+    Raises:
+        UserError: the data set is empty.
+    """
+    if not len(dataset):
+        raise UserError("There are no rows to evaluate on.")
+    nats = active().shared((len(dataset),), "float64")
+    was_training = model.training
+    model.eval()
+    try:
+        with Workers(active().useful_workers(workers)) as pool, no_grad(), model.prepared():
+            for indices in pool.mine(sorted_order(dataset.lengths, batch_size)):
+                batch = dataset.batch(indices, pad_id)
+                logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+                for place, i in enumerate(indices):
+                    nats[i] = functional.cross_entropy(logits[place], batch.labels[place], reduction="sum").data
+    finally:
+        model.train(was_training)
+    rows = active().to_numpy(nats).tolist()
+    return TokenScore(sum(rows), dataset.targets(range(len(dataset))), rows)

@@ -45,8 +45,9 @@ class ShardedGradients:
         step: int,
         batch: Callable[[Any], Any],
         forward: Callable[[Any], Tensor] | None = None,
+        targets: int | None = None,
     ) -> tuple[Array, Array]:
-        """Write dL/dθ to `flat.grad`; returns L, the mean cross-entropy over the rows of all shards, and the norm of dL/dθ.
+        """Write dL/dθ to `flat.grad`; returns L, the mean cross-entropy over all shards, and the norm of dL/dθ.
 
         Both are 0-d arrays. With several workers, each finds its own `slice` of `flat.grad` complete.
 
@@ -55,8 +56,9 @@ class ShardedGradients:
             step: for the random numbers of dropout.
             batch: makes a `Batch`, or what has labels like one, of such numbers.
             forward: gives the logits of what `batch` made; the model does, without one.
+            targets: over how many targets the loss is a mean; one a row when None.
         """
-        workers, rows = current_workers(), sum(len(shard) for shard in shards)
+        workers, rows = current_workers(), targets or sum(len(shard) for shard in shards)
         rank, xp = workers.rank, active().xp
         loss: Any = xp.zeros((), dtype=self.flat.grad.dtype)
         with self.model.prepared() as pairs:

@@ -16,7 +16,7 @@ from typing import Any
 from minipeft.autograd import Tensor, functional
 from minipeft.backend import Array, active, random
 from minipeft.backend.workers import Workers
-from minipeft.data import Batch, EncodedSet, bucketed_order, collate
+from minipeft.data import Batch, TrainingSet
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_factor
@@ -71,11 +71,11 @@ class TrainingResult:
 
 
 class Trainer:
-    """Trains the trainable parameters of a classifier.
+    """Trains the trainable parameters of a model: a classifier, or a language model with a target at every token.
 
     Args:
         model: called with (input_ids, attention_mask, token_type_ids); gives logits.
-        dataset: the encoded training rows.
+        dataset: the training rows, and the order and the batches that they come in.
         pad_id: the token that fills a batch up.
         config: how to train.
         checkpoint: where to keep the state, so that the same call resumes; None for nowhere.
@@ -86,7 +86,7 @@ class Trainer:
     def __init__(
         self,
         model: Module,
-        dataset: EncodedSet,
+        dataset: TrainingSet,
         pad_id: int,
         config: TrainingConfig,
         checkpoint: Path | None = None,
@@ -118,7 +118,7 @@ class Trainer:
 
     def batches(self, epoch: int) -> list[Any]:
         """The rows of each step of an epoch: a function of (seed, epoch)."""
-        return bucketed_order(self.dataset.lengths, self.config.batch_size, random.generator("data", epoch))
+        return self.dataset.order(self.config.batch_size, random.generator("data", epoch))
 
     def first_batch(self) -> Batch:
         """The batch of step 0."""
@@ -175,16 +175,17 @@ class Trainer:
 
     def _step(self, step: int, indices: Any, cache: ActivationCache | None) -> Array:
         config, shards = self.config, split(indices, self.workers)
+        targets = self.dataset.targets(indices)
         if cache is None:
-            loss, norm = self.gradients.compute(shards, step, self._batch)
+            loss, norm = self.gradients.compute(shards, step, self._batch, targets=targets)
         else:
-            loss, norm = self.gradients.compute(shards, step, cache.batch, cache.logits)
+            loss, norm = self.gradients.compute(shards, step, cache.batch, cache.logits, targets)
         factor = SCHEDULES[config.schedule](step, self.total, round(config.warmup * self.total))
         self.optimizer.step(config.lr * factor, clip_factor(norm, config.clip) if config.clip else 1.0)
         return loss
 
     def _batch(self, indices: Any) -> Batch:
-        return collate(self.dataset, indices, self.pad_id)
+        return self.dataset.batch(indices, self.pad_id)
 
     def _fetch(self, losses: list[Array], result: TrainingResult, step: int) -> None:
         result.losses += active().to_numpy(active().xp.stack(losses)).tolist()  # one wait for all

@@ -233,8 +233,8 @@ def test_several_workers_compute_the_gradient_of_one(
         gradient, norm = (active().shared(shape, "float32") for shape in (made.optimizer.flat.grad.shape, (1,)))
         compute = made.gradients.compute
 
-        def watched(shards: Any, step: int, *rest: Any) -> Any:
-            result = compute(shards, step, *rest)
+        def watched(shards: Any, step: int, *rest: Any, **options: Any) -> Any:
+            result = compute(shards, step, *rest, **options)
             if step == 0:  # each rank has its part of the sum
                 part = current_workers().slice(gradient.size)
                 gradient[part], norm[0] = made.optimizer.flat.grad[part], result[1]
@@ -289,11 +289,11 @@ def test_a_worker_that_dies_is_a_clear_error_and_the_run_goes_on_from_its_checkp
     made = trainer(QUICK_WITH[workers], checkpoint=tmp_path / "run.safetensors")
     compute, first = made.gradients.compute, os.getpid()
 
-    def fatal(shards: Any, step: int, *rest: Any) -> Any:
+    def fatal(shards: Any, step: int, *rest: Any, **options: Any) -> Any:
         if step == STEPS + 2 and current_workers().rank == workers - 1:
             assert os.getpid() != first
             os.kill(os.getpid(), signal.SIGKILL)
-        return compute(shards, step, *rest)
+        return compute(shards, step, *rest, **options)
 
     made.gradients.compute = fatal
     with pytest.raises(UserError, match=rf"Worker {workers} of {workers} was killed by signal 9 \(SIGKILL\)"):
