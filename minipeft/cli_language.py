@@ -126,7 +126,7 @@ def pretrain(
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=err) as progress:
+        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
             bar = progress.add_task("tokenizer", total=None)
 
             def show(now: PretrainProgress) -> None:

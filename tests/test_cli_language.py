@@ -126,7 +126,7 @@ def test_pretrain_makes_a_model_that_generate_reads(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [("", "empty"), ("a few words only, with a held-out end", "too few for windows of 8")]
+    ("content", "says"), [("", "empty"), ("a few words only, with a held-out end", "too few for windows of 40")]
 )
 def test_a_corpus_with_nothing_to_learn_is_one_clear_line(run, tmp_path, content, says):
     (tmp_path / "text.txt").write_text(content)
@@ -134,5 +134,5 @@ def test_a_corpus_with_nothing_to_learn_is_one_clear_line(run, tmp_path, content
     assert status == 1
     assert err.startswith("Error: ")
     assert err.count("\n") == 1, err
-    assert says.replace("of 8", "of 40") in err
+    assert says in err
     assert not (tmp_path / "run").exists()
