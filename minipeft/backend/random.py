@@ -74,7 +74,7 @@ def layers_without_repeats(rows: list[np.ndarray]) -> tuple[list[tuple[np.ndarra
     turn = np.arange(len(order)) - first  # how many rows have named the same place before
     order = order[np.argsort(turn, kind="stable")]
     ends = np.cumsum(np.bincount(turn))
-    layers = [
+    layers: list[tuple[np.ndarray, ...]] = [
         (
             places[part],
             part // len(rows[0]),
