@@ -16,9 +16,12 @@ from minipeft.backend.base import Array
 from minipeft.backend.numpy_backend import ERF_A, ERF_P
 
 compiled: Any = partial(numba.njit, cache=True, error_model="numpy")
-# A sum may be taken in any order (or it could not be vectorised) and a + b·c rounded once; NaN and ∞ stay what they are.
+# a + b·c may be rounded once; NaN and ∞ stay what they are.
 # Not "arcp": with it 1/√x becomes an estimate and a Newton step, which makes NaN of 1/√∞.
-loop: Any = partial(compiled, fastmath={"reassoc", "contract", "nsz"})
+loop: Any = partial(compiled, fastmath={"contract", "nsz"})
+# A sum may also be taken in any order, or it could not be vectorised. Only where there is a sum: with this flag x·y·z is
+# rounded in one of two ways, and an activation would have other bits beside its slope than alone.
+sum_loop: Any = partial(compiled, fastmath={"reassoc", "contract", "nsz"})
 
 # Constants have a dtype: with a float64 or an integer beside it, Numba would do a float32 loop in float64.
 f32, i32, u32 = np.float32, np.int32, np.uint32
@@ -100,7 +103,7 @@ def silu(x: Array, value: Array, slope: Array) -> None:
         slope[i] = s * (ONE + z * (ONE - s))
 
 
-@loop
+@sum_loop
 def softmax_row(row: Array) -> tuple[Array, Array]:
     """The row becomes exp(x - max) / Σ exp(x - max); returns the maximum and the sum.
 
@@ -123,14 +126,14 @@ def softmax_row(row: Array) -> tuple[Array, Array]:
     return maximum, s
 
 
-@loop
+@sum_loop
 def softmax(x: Array, top: Array, total: Array) -> None:
     """Each row becomes its softmax; its maximum and its Σ exp(x - max) are kept in `top` and `total`."""
     for i in range(x.shape[0]):
         top[i], total[i] = softmax_row(x[i])
 
 
-@loop
+@sum_loop
 def attention_weights(x: Array, scale: Array, hidden: Array, first: int) -> None:
     """(batch, heads, q, k), (batch, k): softmax(scale · x + hidden) of the keys before `first` + the query's number."""
     batch, heads, queries, keys = x.shape
@@ -144,7 +147,7 @@ def attention_weights(x: Array, scale: Array, hidden: Array, first: int) -> None
                 softmax_row(row[:seen])
 
 
-@loop
+@sum_loop
 def softmax_backward(p: Array, g: Array) -> None:
     """g ← p ⊙ (g - Σ g ⊙ p)."""
     for i in range(g.shape[0]):
@@ -156,7 +159,7 @@ def softmax_backward(p: Array, g: Array) -> None:
             dx[j] = q[j] * (dx[j] - dot)
 
 
-@loop
+@sum_loop
 def norm(x: Array, eps: Array, centre: bool, x_hat: Array, scale: Array) -> None:
     """x̂ = s (x - mean), s = 1/√(mean((x - mean)²) + eps); without `centre` the mean is taken as 0."""
     real = x.dtype.type
@@ -177,7 +180,7 @@ def norm(x: Array, eps: Array, centre: bool, x_hat: Array, scale: Array) -> None
         scale[i] = s
 
 
-@loop
+@sum_loop
 def norm_backward(g: Array, x_hat: Array, scale: Array, centre: bool, dx: Array) -> None:
     """dx = s (g - mean(g) - x̂ mean(g x̂)); without `centre` mean(g) is left out."""
     real = g.dtype.type
