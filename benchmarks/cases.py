@@ -17,8 +17,9 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a batch. `kind` is "gpt" (pre-norm, causal, loss at every position), "bert" (post-norm, two classes from
-    the first position) or "mlp" (d -> d_ff -> ... -> classes, `layers` hidden layers).
+    """A model and a batch. `kind` is "gpt" (pre-norm, causal, loss at every position), "llama" (that with RMSNorm, SwiGLU,
+    rotary positions and `kv_heads`), "bert" (post-norm, two classes from the first position) or "mlp" (d -> d_ff -> ...
+    -> classes, `layers` hidden layers).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Shape:
     vocab: int
     classes: int = 2
     positions: int = 512
+    kv_heads: int = 0
     about: str = ""
 
 
@@ -40,7 +42,11 @@ SHAPES = {
     for shape in (
         Shape("a", "gpt", 128, 4, 4, 512, 64, 32, 1024, about="GPT, d 128, 4 layers, seq 64, batch 32"),
         Shape("b", "bert", 384, 6, 12, 1536, 64, 16, 30522, about="MiniLM, d 384, 6 layers, seq 64, batch 16"),
-        Shape("smollm2", "gpt", 576, 4, 9, 1536, 64, 8, 4096, about="GPT, d 576, 4 layers, seq 64, batch 8"),
+        Shape(
+            *("smollm2", "llama", 576, 4, 9, 1536, 64, 8, 4096),
+            kv_heads=3,
+            about="SmolLM2's block, d 576, 9 heads over 3, 4 layers, seq 64, batch 8, vocab 4096",
+        ),
         Shape("mlp", "mlp", 128, 2, 1, 512, 1, 256, 1, classes=10, about="MLP 128-512-512-10, batch 256"),
     )
 }
@@ -68,7 +74,7 @@ def inputs(shape: Shape) -> tuple[Any, Any]:
         X = rng.standard_normal((shape.batch, shape.d), dtype=np.float32)
         return X, rng.integers(0, shape.classes, shape.batch)
     ids = rng.integers(0, shape.vocab, (shape.batch, shape.seq))
-    if shape.kind == "gpt":
+    if shape.kind in ("gpt", "llama"):
         return ids, rng.integers(0, shape.vocab, ids.shape)
     return ids, rng.integers(0, shape.classes, shape.batch)
 

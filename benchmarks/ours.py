@@ -37,6 +37,11 @@ class MLP(Module):
         return self.layers[-1](h)
 
 
+DECODER: dict[str, Any] = {"norm_first": True, "causal": True, "norm_eps": 1e-5}
+LLAMA = {"norm": "rms", "rope_base": 1e5, "activation": "swiglu", "attention_bias": False, "mlp_bias": False}
+KINDS: dict[str, dict[str, Any]] = {"bert": {"type_vocab": 2}, "gpt": DECODER, "llama": DECODER | LLAMA}
+
+
 def import_for(shape: Shape, peer: str) -> None:
     """Nothing: this module has imported it all."""
 
@@ -45,7 +50,6 @@ def build_model(shape: Shape) -> Module:
     """The model of a shape, with random weights and no method."""
     if shape.kind == "mlp":
         return MLP(widths(shape))
-    gpt = shape.kind == "gpt"
     config = TransformerConfig(
         vocab_size=shape.vocab,
         d_model=shape.d,
@@ -53,12 +57,12 @@ def build_model(shape: Shape) -> Module:
         heads=shape.heads,
         d_ff=shape.d_ff,
         max_positions=shape.positions,
-        type_vocab=0 if gpt else 2,
-        norm_eps=1e-5 if gpt else 1e-12,
-        norm_first=gpt,
-        causal=gpt,
+        **KINDS[shape.kind],
+        kv_heads=shape.kv_heads,
     )
-    return Transformer(config, Linear(shape.d, shape.vocab) if gpt else ClassificationHead(shape.d, shape.classes))
+    if shape.kind == "bert":
+        return Transformer(config, ClassificationHead(shape.d, shape.classes))
+    return Transformer(config, Linear(shape.d, shape.vocab, bias=shape.kind == "gpt"))
 
 
 class Step:

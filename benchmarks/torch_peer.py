@@ -1,7 +1,8 @@
 """The peers' side of a step: torch in eager mode, with transformers and peft where they have the part.
 
 SDPA attention, fused AdamW on the trainable parameters alone, frozen ones with `requires_grad=False`. Shape "bert" is
-transformers' BertForSequenceClassification; "gpt" is a plain module written here, with the names of ours. LoRA and
+transformers' BertForSequenceClassification, "llama" its LlamaForCausalLM; "gpt" is a plain module written here, with
+the names of ours. LoRA and
 adapters are small layers put around linear ones; the peer "peft" has Hugging Face PEFT's LoRA instead.
 """
 
@@ -16,9 +17,13 @@ from torch import nn
 
 from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, Unsupported, inputs, split_method, threads
 
-QUERY_VALUE = {"gpt": ("q_proj", "v_proj"), "bert": ("query", "value")}
-SUBLAYER_ENDS = {"gpt": ("o_proj", "down_proj"), "bert": ("attention.output.dense", "output.dense")}
-HEADS = {"gpt": ("head",), "bert": ("pooler", "classifier")}
+QUERY_VALUE = {"gpt": ("q_proj", "v_proj"), "llama": ("q_proj", "v_proj"), "bert": ("query", "value")}
+SUBLAYER_ENDS = {
+    "gpt": ("o_proj", "down_proj"),
+    "llama": ("o_proj", "down_proj"),
+    "bert": ("attention.output.dense", "output.dense"),
+}
+HEADS = {"gpt": ("head",), "llama": ("lm_head",), "bert": ("pooler", "classifier")}
 
 
 class Embeddings(nn.Module):
@@ -108,6 +113,8 @@ def import_for(shape: Shape, peer: str) -> None:
     """Import what a step will need, so that it is counted as import time."""
     if shape.kind == "bert":
         from transformers import BertForSequenceClassification  # noqa: F401
+    if shape.kind == "llama":
+        from transformers import LlamaForCausalLM  # noqa: F401
     if peer == "peft":
         import peft  # noqa: F401
 
@@ -116,6 +123,8 @@ def build_model(shape: Shape) -> nn.Module:
     """The model of a shape, with random weights and no method."""
     if shape.kind == "gpt":
         return GPT(shape)
+    if shape.kind == "llama":
+        return build_llama(shape)
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -134,6 +143,27 @@ def build_model(shape: Shape) -> nn.Module:
     return BertForSequenceClassification(config)
 
 
+def build_llama(shape: Shape) -> nn.Module:
+    """transformers' Llama, with a head of its own as ours has."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.d,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.d_ff,
+        max_position_embeddings=shape.positions,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
 def attach(model: nn.Module, kind: str, method: str, peer: str) -> nn.Module:
     """Freeze what the method freezes and add what it adds; the head is trained with every method."""
     family, number, _ = split_method(method)
@@ -149,8 +179,8 @@ def attach(model: nn.Module, kind: str, method: str, peer: str) -> nn.Module:
         blocks = blocks_of(model)
         for block in blocks[len(blocks) - number :]:
             block.requires_grad_(True)
-        if kind == "gpt":
-            model.final_norm.requires_grad_(True)
+        if kind != "bert":
+            (model.final_norm if kind == "gpt" else model.model.norm).requires_grad_(True)
     elif family == "lora":
         _wrap(model, QUERY_VALUE[kind], lambda linear: LoRALinear(linear, number))
     elif family == "adapter":
@@ -169,7 +199,9 @@ def _wrap(model: nn.Module, ends: tuple[str, ...], make: Callable[[Any], nn.Modu
 
 def blocks_of(model: Any) -> Any:
     """The list of blocks."""
-    return model.blocks if isinstance(model, GPT) else model.bert.encoder.layer
+    if isinstance(model, GPT):
+        return model.blocks
+    return model.bert.encoder.layer if hasattr(model, "bert") else model.model.layers
 
 
 class Step:
@@ -241,6 +273,8 @@ class Step:
         if self.hidden is None:
             return model(input_ids=self.ids).logits
         x = self.hidden
+        if self.shape.kind == "llama":
+            return model.lm_head(model.model.norm(self._llama_blocks(x, self.cut, len(blocks_of(model)))))
         for layer in blocks_of(model)[self.cut :]:
             x = _first(layer(x))
         return model.classifier(model.bert.pooler(x))
@@ -249,9 +283,18 @@ class Step:
         model: Any = self.model
         if self.shape.kind == "gpt":
             return model.lower(self.ids, self.cut)
+        if self.shape.kind == "llama":
+            return self._llama_blocks(model.model.embed_tokens(self.ids), 0, self.cut)
         x = model.bert.embeddings(self.ids)
         for layer in blocks_of(model)[: self.cut]:
             x = _first(layer(x))
+        return x
+
+    def _llama_blocks(self, x: torch.Tensor, first: int, end: int) -> torch.Tensor:
+        llama: Any = self.model
+        turns = llama.model.rotary_emb(x, position_ids=torch.arange(x.shape[1], device=x.device)[None])
+        for layer in blocks_of(llama)[first:end]:
+            x = _first(layer(x, position_embeddings=turns))
         return x
 
 

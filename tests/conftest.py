@@ -36,17 +36,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The engine and the methods are tested on NumPy and once more on the fake CuPy."""
     if metafunc.module and Path(metafunc.module.__file__).parent.name in ON_CUPY_TOO:
         marked = next(metafunc.definition.iter_markers("numpy_only"), None)
-        metafunc.parametrize("array_library", ["numpy"] if marked else ["numpy", "fake-cupy"], indirect=True)
+        both = not marked and metafunc.config.getoption("--backend") == "numpy"
+        metafunc.parametrize("array_library", ["numpy", "fake-cupy"] if both else ["numpy"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def array_library(request: pytest.FixtureRequest) -> Iterator[str]:
     """The backend of the test: NumPy's, or CuPy's over a fake `cupy` (see fake_cupy.py)."""
-    name = getattr(request, "param", "numpy")
-    if name == "numpy":
-        yield name
-        return
+    name, wanted = getattr(request, "param", "numpy"), request.config.getoption("--backend")
     before = backend.active()
+    if name == "numpy":
+        if wanted != "numpy":
+            backend.set_backend(wanted)
+        yield wanted
+        backend._active = before
+        return
     with fake_cupy.installed():
         backend.set_backend("cupy")
         yield name
@@ -55,6 +59,7 @@ def array_library(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--backend", default="numpy", choices=["numpy", "numba"], help="where the tests compute")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

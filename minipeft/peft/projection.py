@@ -59,24 +59,29 @@ class Sparse:
     def __init__(self, d: int, D: int, seed: int) -> None:
         rng = streams.generator("sparse", root=seed)
         k = math.ceil(math.sqrt(D))
-        self.D = D
+        self.d, self.D = d, D
         places = [rng.choice(D, size=k, replace=False, shuffle=False) for _ in range(d)]
-        signs = rng.integers(0, 2, size=(d, k)).astype("float32")
-        self.places = [active().asarray(p.astype("int32")) for p in places]
-        self.values = active().asarray((2 * signs - 1) * math.sqrt(D / (d * k)), dtype="float32")
+        signs = (2 * rng.integers(0, 2, size=(d, k)).astype("float32") - 1) * math.sqrt(D / (d * k))
+        layers, by_row = streams.layers_without_repeats(places)
+        asarray = active().asarray
+        # A few layers, none of which names a parameter twice: each is added at one stroke, in the order of the memory.
+        self.layers = [
+            (asarray(places), asarray(rows), asarray(signs.reshape(-1)[entries])) for places, rows, entries in layers
+        ]
+        self.by_row = asarray(by_row)  # where the layers, end to end, have the entries of row 0, of row 1, ...
 
     def forward(self, theta_d: Array) -> Array:
-        """θ_d M, a row of M at a time; the places within a row are distinct."""
+        """θ_d M, a layer at a time."""
         out = active().xp.zeros(self.D, dtype=theta_d.dtype)
-        entries = theta_d[:, None] * self.values
-        for places, row in zip(self.places, entries, strict=True):
-            out[places] += row
+        for i, (places, rows, signs) in enumerate(self.layers):
+            values = theta_d.take(rows) * signs
+            out[places] = out.take(places) + values if i else values
         return out
 
     def backward(self, g: Array) -> Array:
-        """M g: each row's places gathered and weighted."""
-        xp = active().xp
-        return xp.stack([(g[places] * row).sum() for places, row in zip(self.places, self.values, strict=True)])
+        """M g: gathered and weighted in the order of the layers, then summed row by row."""
+        parts = active().xp.concatenate([g.take(places) * signs for places, _, signs in self.layers])
+        return parts.take(self.by_row).reshape(self.d, -1).sum(axis=1)
 
 
 class Fastfood:
@@ -132,7 +137,7 @@ class Fastfood:
         out = self.shared_out if workers.count > 1 else xp.empty(self.D, dtype=theta_d.dtype)
         for cut, signs, order, gauss in workers.mine(self.chunks):
             x = self._transform(padded * signs)
-            x = x.reshape(-1)[order].reshape(x.shape)
+            x = x.take(order.astype(xp.intp)).reshape(x.shape)  # kept in 4 bytes, used in the 8 that NumPy indexes with
             x *= gauss
             out[cut] = self._transform(x).reshape(-1)[: cut.stop - cut.start]
         workers.barrier()
@@ -148,7 +153,7 @@ class Fastfood:
             x = self._transform(x.reshape(signs.shape))
             x *= gauss
             back = xp.empty(order.size, dtype=g.dtype)
-            back[order] = x.reshape(-1)
+            back[order.astype(xp.intp)] = x.reshape(-1)
             back = self._transform(back.reshape(signs.shape))
             back *= signs
             total += back.sum(axis=1)

@@ -22,7 +22,7 @@ from minipeft.training import Trainer, TrainingConfig
 try:
     import numba
 
-    from minipeft.backend import numba_backend
+    from minipeft.backend import numba_backend, numba_kernels
 except ImportError:
     numba = None
 
@@ -51,7 +51,8 @@ def test_importing_minipeft_imports_no_numba() -> None:
 
 def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it now fails
-    monkeypatch.delitem(sys.modules, "minipeft.backend.numba_backend", raising=False)
+    for name in ("numba_backend", "numba_kernels"):
+        monkeypatch.delitem(sys.modules, f"minipeft.backend.{name}", raising=False)
     before = active()
     with pytest.raises(UserError, match=r"pip install 'minipeft\[fast\]'"):
         set_backend("numba")
@@ -74,10 +75,10 @@ def test_set_backend_numba() -> None:
 
 @needs_numba
 def test_the_exponential_over_all_of_float32() -> None:
-    @numba_backend.loop(cache=False)  # the flags that the kernels have, for a function may inherit its caller's
+    @numba_kernels.loop(cache=False)  # the flags that the kernels have, for a function may inherit its caller's
     def exp(x: Any, out: Any) -> None:
         for i in range(x.size):
-            out[i] = numba_backend._exp(x[i])
+            out[i] = numba_kernels.exp(x[i])
 
     every = np.arange(-(2**31), 2**31, 331).astype(np.int32).view(np.float32)  # of all exponents, and NaNs among them
     near = np.linspace(-90, 90, 1_000_001, dtype=np.float32)
@@ -197,12 +198,12 @@ def test_a_class_out_of_range_is_an_error_and_no_memory_is_read() -> None:
         numba_backend.NumbaBackend().cross_entropy(draw(2, 3), np.array([0, 3]))
 
 
-# ---- threads
+# ---- how they are compiled
 
 
 @needs_numba
 def test_every_function_is_compiled_with_care() -> None:
-    functions = [f for f in vars(numba_backend).values() if isinstance(f, numba.core.dispatcher.Dispatcher)]
+    functions = [f for f in vars(numba_kernels).values() if isinstance(f, numba.core.dispatcher.Dispatcher)]
     assert len(functions) >= 10
     for function in functions:
         options = function.targetoptions

@@ -75,6 +75,22 @@ def test_permutations_are_orders_and_all_orders_come():
     assert counts.min() > 60, "each of the 6 orders about 100 times"
 
 
+@pytest.mark.parametrize(("d", "k", "D"), [(1, 1, 1), (5, 4, 6), (40, 7, 50), (3, 5, 1000)])
+def test_layers_share_out_every_entry_and_repeat_no_place(d, k, D):
+    rng = np.random.default_rng(0)
+    rows = [rng.choice(D, size=k, replace=False) for _ in range(d)]
+    layers, where = random.layers_without_repeats(rows)
+    entries = []
+    for places, owners, index in layers:
+        assert np.all(np.diff(places) > 0)
+        assert np.array_equal(places, np.concatenate(rows)[index])
+        assert np.array_equal(owners, index // k)
+        entries += index.tolist()
+    assert sorted(entries) == list(range(d * k))
+    assert np.array_equal(np.array(entries)[where], np.arange(d * k))
+    assert len(layers) == np.bincount(np.concatenate(rows)).max()  # as few as can be
+
+
 def test_dropout_keys_are_a_function_of_seed_step_and_call():
     random.at_step(7)
     first = [random.dropout_key() for _ in range(5)]

@@ -18,9 +18,11 @@ from benchmarks import compare_job, harness, scaling, steps  # noqa: E402
 from benchmarks.cases import inputs, parse_shape, peers_of, widths  # noqa: E402
 from benchmarks.ours import Step, build_model  # noqa: E402
 from minipeft.models.bert import hf_part  # noqa: E402
+from minipeft.models.llama import BLOCK as LLAMA_BLOCK  # noqa: E402
 
 GPT = parse_shape("a/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 BERT = parse_shape("b/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
+LLAMA = parse_shape("smollm2/d=32/layers=2/heads=4/kv_heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 METHODS = ["full", "topk:1", "topk:1:cached", "adapter:4", "lora:2"]
 QUICK = ["--rounds", "2", "--wait", "0", "--keep-busy"]
 
@@ -34,11 +36,19 @@ def one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch_peer, "threads", lambda: 1)
 
 
+def hf_llama(part: str, leaf: str) -> str:
+    """transformers' name for a weight of ours."""
+    if part.startswith("blocks."):
+        _, n, name = part.split(".")
+        return f"model.layers.{n}.{LLAMA_BLOCK[name]}.{leaf}"
+    return {"embed.word": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}[part] + f".{leaf}"
+
+
 def torch_twin(shape: Any) -> tuple[Any, Any]:
     """The model of both sides, with the same weights, far from their start."""
     torch = pytest.importorskip("torch", reason="the peers' side needs torch")
-    if shape.kind == "bert":
-        pytest.importorskip("transformers", reason="shape b's peer needs transformers")
+    if shape.kind != "gpt":
+        pytest.importorskip("transformers", reason="the peer of this shape needs transformers")
     from benchmarks import torch_peer
 
     ours, theirs = build_model(shape), torch_peer.build_model(shape)
@@ -46,7 +56,11 @@ def torch_twin(shape: Any) -> tuple[Any, Any]:
     state = {}
     for name, parameter in ours.named_parameters():
         part, _, leaf = name.rpartition(".")
-        theirs_name = f"{hf_part(part, True)}.{leaf}" if shape.kind == "bert" else name
+        theirs_name = name
+        if shape.kind == "bert":
+            theirs_name = f"{hf_part(part, True)}.{leaf}"
+        elif shape.kind == "llama":
+            theirs_name = hf_llama(part, leaf)
         parameter.data += (0.1 * rng.standard_normal(parameter.shape)).astype(np.float32)
         table = name.startswith("embed.") or parameter.ndim < 2
         state[theirs_name] = torch.from_numpy(parameter.data.copy() if table else parameter.data.T.copy())
@@ -62,7 +76,7 @@ def losses(step: Any, steps: int = 3) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [GPT, BERT], ids=["gpt", "bert"])
+@pytest.mark.parametrize("shape", [GPT, LLAMA, BERT], ids=["gpt", "llama", "bert"])
 def test_both_sides_take_the_same_step(shape: Any, method: str) -> None:
     ours, theirs = torch_twin(shape)
     from benchmarks import torch_peer
