@@ -169,6 +169,46 @@ def evaluate(
 
 
 @app.command()
+def count(
+    model: Annotated[
+        str, typer.Argument(help="minilm, roberta-base, gpt2-medium, gpt3-175b, llama-70b, ...; or a config.json.")
+    ] = "minilm",
+    methods: Annotated[str, typer.Option(help="As in compare.")] = DEFAULT_METHODS,
+    batch_size: Annotated[int, typer.Option(help="Rows of the step that is counted; 0 for parameters alone.")] = 1,
+    length: Annotated[int, typer.Option(help="Tokens of each row.")] = 128,
+    task: Annotated[str | None, typer.Option(help="classification, causal-lm or features; the family's own.")] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="lora or houlsby: that paper's figures beside its formulas.")
+    ] = None,
+) -> None:
+    """Count what each method costs on an architecture, from its shapes alone: no weights are loaded, nothing allocated.
+
+    Parameters are exact; gradient, AdamW's two moments, the saved file and the activations are float32; the operations
+    are those of the matrix products of one training step on full rows.
+
+    Example: `minipeft count gpt3-175b --methods full,lora:4,adapter:8 --length 2048`
+    """
+    from minipeft.cost.count import count as count_one
+    from minipeft.cost.papers import PAPERS
+    from minipeft.cost.presets import computes, read_architecture
+    from minipeft.errors import unknown
+    from minipeft.experiments.methods import parse_methods
+    from minipeft.report.count_table import count_table, paper_table
+
+    if paper is not None:
+        if paper not in PAPERS:
+            raise unknown("paper", paper, PAPERS)
+        out.print(paper_table(PAPERS[paper]))
+        return
+    config = read_architecture(model)
+    rows = batch_size if computes(config) else 0
+    counts = {s.name: count_one(config, s.config, rows, length, task) for s in parse_methods(methods)}
+    base = next(iter(counts.values())).base
+    of_step = f"; a step of {rows} × {length} tokens" if rows else ""
+    out.print(count_table(counts, f"{model}: {base:,} parameters{of_step}"))
+
+
+@app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Assets to fetch; none for a list of them.")] = None,
 ) -> None:

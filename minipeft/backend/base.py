@@ -27,6 +27,7 @@ class Backend:
 
     name = "base"
     xp: Any
+    chunk = 65_536  # elements that long computations take at a time: 256 KB, which stays in the cache
     shards: int | None = None  # the most parts of a batch that are worth running side by side; None for no limit
 
     def __init__(self) -> None:

@@ -8,8 +8,11 @@ Dropout takes a key a layer and step from `dropout_key()`; the trainer tells the
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,7 @@ class _State:
     def __init__(self) -> None:
         self.root = 0
         self.streams: dict[str, Generator] = {}
+        self.only: Any = None  # a generator that stands in for all
 
 
 class _Place(threading.local):
@@ -52,6 +56,8 @@ def root() -> int:
 
 def generator(name: str, *index: int, root: int | None = None) -> Generator:
     """A fresh generator that depends on (root, name, index) alone; without a `root`, on the root seed."""
+    if _state.only is not None:
+        return _state.only
     words = (zlib.crc32(name.encode()), *index)
     return np.random.default_rng(np.random.SeedSequence(_state.root if root is None else root, spawn_key=words))
 
@@ -89,9 +95,21 @@ def layers_without_repeats(rows: list[np.ndarray]) -> tuple[list[tuple[np.ndarra
 
 def stream(name: str) -> Generator:
     """The generator of that name; it continues where the last draw left it."""
+    if _state.only is not None:
+        return _state.only
     if name not in _state.streams:
         _state.streams[name] = generator(name)
     return _state.streams[name]
+
+
+@contextlib.contextmanager
+def drawn_from(source: Any) -> Iterator[None]:
+    """Inside, every stream and generator is `source`; afterwards each goes on as if nothing had been drawn."""
+    before, _state.only = _state.only, source
+    try:
+        yield
+    finally:
+        _state.only = before
 
 
 def at_step(step: int, shard: int = 0) -> None:

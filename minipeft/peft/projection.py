@@ -15,8 +15,6 @@ from minipeft.backend import Array, active
 from minipeft.backend.workers import MOST, current_workers
 from minipeft.errors import UserError
 
-CHUNK = 65_536  # elements of θ that Fastfood computes at a time: 256 KB, which stays in the cache
-
 
 class Projection(Protocol):
     """A linear map from R^d to R^D and its transpose."""
@@ -103,7 +101,7 @@ class Fastfood:
         self.a, self.b = 1 << (bits // 2), 1 << (bits - bits // 2)
         self.H_a, self.H_b = _hadamard(self.a), _hadamard(self.b)
         self.chunks: list[tuple[slice, Array, Array, Array]] = []  # a piece of θ with its B, Π and G
-        width = max(1, CHUNK // n)  # blocks in a chunk
+        width = max(1, active().chunk // n)  # blocks in a chunk
         for i, start in enumerate(range(0, D, width * n)):
             count = min(width, -(-(D - start) // n))
             rng = streams.generator("fastfood", i, root=seed)
