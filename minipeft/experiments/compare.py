@@ -14,7 +14,7 @@ from typing import Any
 
 from minipeft.backend import active, random, set_backend
 from minipeft.backend.workers import default_workers
-from minipeft.cost import measure_step
+from minipeft.cost import gradient_norms, measure_step
 from minipeft.data import EncodedSet, Task, encode_examples, load_task
 from minipeft.errors import UserError
 from minipeft.experiments.methods import MethodSpec
@@ -145,6 +145,9 @@ def _run_cell(
     trainer = Trainer(model, data[0], pad_id, config, _checkpoint(out, spec, seed), identity, on_step)
     first = trainer.first_batch()
     cost = measure_step(model, lambda: trainer.loss(first))
+    trainer.optimizer.zero_grad()
+    trainer.loss(first).backward()
+    norms = gradient_norms(model)
     result = trainer.run()
     score = evaluate(model, data[1], pad_id, workers=settings.workers)
     count = model.count_parameters()
@@ -169,6 +172,7 @@ def _run_cell(
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
         "saved_mb": round(sum(p.data.nbytes for p in model.saved_parameters().values()) / MB, 3),
         "loss_curve": _curve(result.losses),
+        "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),
     }
 
 

@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 }
 
 Curve = tuple[tuple[int, float], ...]
+Norms = tuple[tuple[str, float], ...]
 T = TypeVar("T")
 
 
@@ -51,10 +52,11 @@ class Row:
     optimizer_mb: float
     saved_mb: float
     loss_curve: Curve  # (step, training loss) pairs, steps ascending
+    gradient_norms: Norms  # (layer, length of the gradient at the first step), from the words up
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve"))
+MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve", "gradient_norms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Summary:
     mean: Mapping[str, float]
     sd: Mapping[str, float]  # sample standard deviation (n - 1); nan for one seed: a spread nobody has seen
     curves: tuple[Curve, ...]  # one a seed
+    gradients: Mapping[str, float]  # layer -> mean length of the gradient at the first step
 
     @property
     def family(self) -> str:
@@ -109,7 +112,9 @@ def _summary(group: list[Row]) -> Summary:
     mean = {name: math.fsum(xs) / len(xs) for name, xs in columns.items()}
     sd = {name: _sd(xs, mean[name]) for name, xs in columns.items()}
     curves = tuple(row.loss_curve for row in group)
-    return Summary(group[0].method, group[0].setting, len(group), mean, sd, curves)
+    norms = [dict(row.gradient_norms) for row in group]
+    gradients = {layer: math.fsum(n.get(layer, math.nan) for n in norms) / len(norms) for layer in norms[0]}
+    return Summary(group[0].method, group[0].setting, len(group), mean, sd, curves, gradients)
 
 
 def _sd(xs: list[float], mean: float) -> float:
@@ -195,6 +200,12 @@ def _curve(text: str) -> Curve:
     return _checked(curve, all(a < b for (a, _), (b, _) in pairwise(curve)))
 
 
+def _norms(text: str) -> Norms:
+    pairs = [pair.rpartition(":") for pair in text.split(";") if pair.strip()]
+    norms = tuple((_name(layer), _loss(norm)) for layer, _, norm in pairs)
+    return _checked(norms, len(dict(norms)) == len(norms))
+
+
 def _checked(value: T, holds: bool) -> T:
     if not holds:
         raise ValueError
@@ -206,6 +217,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "int": ("a whole number of 0 or more", _count),
     "float": ("a finite number of 0 or more", _measure),
     "Curve": ("step:loss pairs joined by ';' with ascending steps", _curve),
+    "Norms": ("layer:norm pairs joined by ';', each layer once", _norms),
 }
 _PARSERS = {field.name: _KINDS[str(field.type)] for field in fields(Row)} | {
     "method": ("the name of a method", _name),
