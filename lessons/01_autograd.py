@@ -39,8 +39,8 @@ rng = np.random.default_rng(0)
 #
 # $$\frac{\partial L}{\partial X} = G\, W^\top, \qquad \frac{\partial L}{\partial W} = X^\top G .$$
 #
-# The Jacobian $\partial Y / \partial W$ has as many entries as $Y$ times as many as $W$; it is never built. A function from
-# $G$ to $\partial L / \partial W$ is all that is needed: a vector-Jacobian product, *vjp* for short.
+# The Jacobian $\partial Y / \partial W$ has as many entries as $Y$ times as many as $W$; it is never built. A function
+# from $G$ to $\partial L / \partial W$ is all that is needed: a vector-Jacobian product, *vjp* for short.
 
 # %%
 X = mp.Tensor(rng.standard_normal((5, 3)), requires_grad=True)
@@ -55,11 +55,11 @@ print("dL/dX as by hand:", np.allclose(X.grad, by_hand["X"]), " dL/dW as by hand
 # %% [markdown]
 # ## 2. The tape
 #
-# Each operation that has an input to differentiate leaves a node on the *tape*: its inputs, and a vjp for each. `backward`
-# walks the nodes from the newest to the oldest, and where a value was used twice it adds the two gradients. What the vjps
-# need later has to be kept until then, and this is the memory that training costs. A matrix product keeps $X$ for
-# $\partial L/\partial W$. If $W$ is frozen, nobody will ask for it, and $X$ is not kept: all of parameter-efficient
-# fine-tuning rests on this line.
+# Each operation that has an input to differentiate leaves a node on the *tape*: its inputs, and a vjp for each.
+# `backward` walks the nodes from the newest to the oldest, and where a value was used twice it adds the two gradients.
+# What the vjps need later has to be kept until then, and this is the memory that training costs. A matrix product keeps
+# $X$ for $\partial L/\partial W$. If $W$ is frozen, nobody will ask for it, and $X$ is not kept: all of
+# parameter-efficient fine-tuning rests on this line.
 
 
 # %%
@@ -80,9 +80,9 @@ for (x_needs, w_needs), (nodes, size) in tapes.items():
 # %% [markdown]
 # ## 3. An operation of our own
 #
-# `record(value, (parent, vjp), ...)` is the whole interface. Softplus is $y = \ln(1 + e^x)$, with $dy/dx = 1/(1 + e^{-x})$.
-# The bias below has one number a column and is added to every row: its gradient is the sum over the rows. Broadcasting is
-# undone in one place, by the tape, so a vjp need not think of it.
+# `record(value, (parent, vjp), ...)` is the whole interface. Softplus is $y = \ln(1 + e^x)$, with $dy/dx = 1/(1 +
+# e^{-x})$. The bias below has one number a column and is added to every row: its gradient is the sum over the rows.
+# Broadcasting is undone in one place, by the tape, so a vjp need not think of it.
 
 
 # %%
@@ -111,10 +111,10 @@ except AssertionError as error:
 # %% [markdown]
 # ## 4. How a gradient is checked
 #
-# The definition of a derivative is a check: $\big(L(x + h) - L(x - h)\big) / 2h$. With a large $h$ the curve bends away in
-# between, an error like $h^2$; with a small one the two values agree in nearly all their digits, and the difference keeps
-# the few wrong ones, an error like $\varepsilon / h$. In float32 the best that can be had is three or four digits. So
-# gradients are checked in float64, and trained in float32.
+# The definition of a derivative is a check: $\big(L(x + h) - L(x - h)\big) / 2h$. With a large $h$ the curve bends away
+# in between, an error like $h^2$; with a small one the two values agree in nearly all their digits, and the difference
+# keeps the few wrong ones, an error like $\varepsilon / h$. In float32 the best that can be had is three or four
+# digits. So gradients are checked in float64, and trained in float32.
 
 # %%
 steps = 10.0 ** np.arange(-12, 0.1, 0.5)
@@ -135,9 +135,9 @@ lesson.save(figure, "finite_differences")
 # %% [markdown]
 # ## 5. What a gradient costs
 #
-# A finite difference needs two forward passes for each parameter. The backward pass gives all of them at once, for about
-# twice the work of one forward pass: two matrix products where the forward pass has one. We train a network of three layers
-# to tell two spirals apart and count both.
+# A finite difference needs two forward passes for each parameter. The backward pass gives all of them at once, for
+# about twice the work of one forward pass: two matrix products where the forward pass has one. We train a network of
+# three layers to tell two spirals apart and count both.
 
 # %%
 n = lesson.pick(200, 60)
@@ -226,8 +226,8 @@ if not lesson.fast:
 # %% [markdown]
 # ## Exercises
 #
-# 1. Write `cos` as an operation with `record`, and check it. Forget the minus sign of its derivative: does `gradcheck` find
-#    it? Then check it at $x = 0$ alone: does it still?
+# 1. Write `cos` as an operation with `record`, and check it. Forget the minus sign of its derivative: does `gradcheck`
+#    find it? Then check it at $x = 0$ alone: does it still?
 # 2. `(x @ w1) @ w2` and `x @ (w1 @ w2)` have the same value. Count what the tape keeps for each, with `x` of shape
 #    (1000, 10) and square weights.
 # 3. Write the network's last layer and its cross-entropy in elementary operations (`exp`, `sum`, `log`) in place of the

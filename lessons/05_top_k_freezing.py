@@ -11,13 +11,13 @@
 # %% [markdown]
 # # Top-K freezing
 #
-# **The question.** If only the K blocks nearest to the output are trained, where does the gradient stop, and what does that
-# save?
+# **The question.** If only the K blocks nearest to the output are trained, where does the gradient stop, and what does
+# that save?
 #
 # A model of $L$ blocks is a chain, $x_0 \to x_1 \to \dots \to x_L \to loss$. The gradient comes back along it, from
-# $\partial loss/\partial x_L$ to $\partial loss/\partial x_{L-1}$ and so on; block $l$ needs the one that arrives at it for
-# its own weights, and passes the next one down. Below the lowest trained block nobody needs it, so the chain ends there. We
-# walk it by hand, one block at a time, and measure.
+# $\partial loss/\partial x_L$ to $\partial loss/\partial x_{L-1}$ and so on; block $l$ needs the one that arrives at it
+# for its own weights, and passes the next one down. Below the lowest trained block nobody needs it, so the chain ends
+# there. We walk it by hand, one block at a time, and measure.
 
 # %%
 import time

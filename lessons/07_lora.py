@@ -18,8 +18,8 @@
 #
 # $$Y = X W + b + s \cdot X A B, \qquad A \in \mathbb{R}^{in \times r},\ B \in \mathbb{R}^{r \times out},\ s = \alpha / r.$$
 #
-# Only $A$ and $B$ are trained: $r\,(in + out)$ numbers in place of $in \cdot out$. We look at its three ideas in turn: the
-# start at zero, the rank, and the merge.
+# Only $A$ and $B$ are trained: $r\,(in + out)$ numbers in place of $in \cdot out$. We look at its three ideas in turn:
+# the start at zero, the rank, and the merge.
 
 # %%
 import time
@@ -46,8 +46,8 @@ rng = np.random.default_rng(0)
 #
 # $$\frac{\partial L}{\partial B} = s\,(X A)^\top G, \qquad \frac{\partial L}{\partial A} = s\, X^\top G\, B^\top .$$
 #
-# At $B = 0$ the gradient of $A$ is zero and that of $B$ is not: $B$ moves first, and then $A$ can. At $A = B = 0$ both are
-# zero, and nothing ever moves.
+# At $B = 0$ the gradient of $A$ is zero and that of $B$ is not: $B$ moves first, and then $A$ can. At $A = B = 0$ both
+# are zero, and nothing ever moves.
 
 
 # %%
@@ -230,8 +230,8 @@ if not lesson.fast:
 #
 # ## Sources
 #
-# - Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685: section 4.1 (the idea and the start),
-#   table 5 (which matrices), table 6 (which rank), section 7 (what is learnt).
+# - Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685: section 4.1 (the idea and the
+#   start), table 5 (which matrices), table 6 (which rank), section 7 (what is learnt).
 # - Kalajdzievski, *A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA*, arXiv 2312.03732.
 # - Eckart and Young, *The approximation of one matrix by another of lower rank*, Psychometrika 1 (1936).
 # - The code: `minipeft/peft/lora.py`.
