@@ -79,7 +79,7 @@ left, right = np.linalg.qr(normal(40, 4))[0], np.linalg.qr(normal(30, 4))[0]
 change = (left * sizes) @ right.T  # (40, 30), its singular values are `sizes`
 
 
-def train_to(change, r, steps=600):
+def train_to(change, r, steps=400):
     """Fit s·AB to a change by AdamW; returns the distance that remains."""
     A, B = mp.nn.Parameter(normal(40, r) / 40**0.5), mp.nn.Parameter(np.zeros((r, 30), "float32"))
     optimizer = mp.optim.AdamW([A, B], weight_decay=0.0)
@@ -189,9 +189,7 @@ share = np.linalg.norm(delta) / np.linalg.norm(weights[name])
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.semilogy(range(1, 385), of_W, color="#333333", label=f"W of {name}")
 axes.semilogy(range(1, layer.A.shape[1] + 1), of_delta[: layer.A.shape[1]], "D-", color="#009E73", label="s·AB")
-axes.set(
-    xlabel="Number of the singular value", ylabel="Size", xlim=(-5, 100), ylim=(1e-4, 100), title="What was learnt"
-)
+axes.set(xlabel="Number of the singular value", ylabel="Size", xlim=(-5, 100), ylim=(1e-3, 10), title="What was learnt")
 axes.legend()
 lesson.save(figure, "singular_values")
 print(f"{name}: the change is {100 * share:.1f} % of W")

@@ -71,7 +71,7 @@ def one_step(name):
     model = mp.nn.Transformer(config, mp.nn.ClassificationHead(64, 2))
     m = get_peft_model(model, LoraConfig(r=4, init="gaussian"))
     ids = np.random.default_rng(0).integers(0, 100, (8, 16))
-    optimizer = mp.optim.AdamW(m.parameters(), lr=0.01)
+    optimizer = mp.optim.SGD(m.parameters(), lr=0.1)
     for _ in range(2):  # B is zero at first, and A gets its gradient from the second step on
         optimizer.zero_grad()
         loss = mp.functional.cross_entropy(m(ids), ids[:, 0] % 2)
@@ -166,7 +166,7 @@ print(f"GELU as eight operations: {1e3 * chain:.1f} ms, as one kernel: {1e3 * fu
 assert np.array_equal(again[1], results["numpy"][1]) and again[0] == results["numpy"][0]
 assert all(difference < 1e-4 for difference in apart.values())
 # Rounding depends on the order: three orders, three sums, each right to a few digits.
-assert len(set(orders)) > 1 and all(abs(value - exact) < 0.1 for value in orders)
+assert len(set(orders)) > 1 and all(abs(value - exact) < 1e-4 * np.abs(numbers).sum() for value in orders)
 # A large matrix product does many times more operations a second than a sum, which waits for the memory.
 assert products[-1] > 5 * sums[-1]
 # One pass over memory beats eight.

@@ -56,7 +56,7 @@ def begin(name: str) -> Lesson:
     parser.add_argument("--fast", action="store_true", help="a few rows: seconds instead of minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/lessons"), metavar="DIR", help="where figures go")
     options, _ = parser.parse_known_args()  # a notebook's kernel has options of its own
-    style.use(["default", STYLE])
+    style.use(["default", STYLE, {"text.parse_math": True}])  # the labels of log axes are formulas
     sys.excepthook = _show
     return Lesson(name, options.fast or bool(os.environ.get("MINIPEFT_FAST")), options.out / name)
 
