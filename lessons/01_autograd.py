@@ -126,8 +126,8 @@ for dtype in ("float32", "float64"):
     errors[dtype] = np.abs((f(x + h) - f(x - h)) / (2 * h) - exact) / exact
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-for (dtype, error), look in zip(errors.items(), ("s--", "o-"), strict=True):
-    axes.loglog(steps, np.maximum(error, 1e-13), look, markersize=4, label=dtype)
+for (dtype, error), look, colour in zip(errors.items(), ("s--", "o-"), ("#D55E00", "#0072B2"), strict=True):
+    axes.loglog(steps, np.maximum(error, 1e-13), look, color=colour, markersize=4, label=dtype)
 axes.set(xlabel="Step h", ylabel="Relative error", title="A finite difference of exp(sin x), against the derivative")
 axes.legend()
 lesson.save(figure, "finite_differences")

@@ -105,15 +105,16 @@ looks = {
     "the word after": np.array([[np.diag(P, 1)[inner].mean() for P in block] for block in weights]),
     "[SEP]": weights[:, :, inner, -1].mean(axis=2),
 }
-figure, panels = plt.subplots(1, 3, figsize=(10, 4), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 3, figsize=(10, 4.6), sharey=True)
 for (name, share), axes in zip(looks.items(), panels, strict=True):
     block, head = np.unravel_index(share.argmax(), share.shape)
     axes.imshow(weights[block, head], cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=f"{name}: {share.max():.0%}\nblock {block}, head {head}", xlabel="looks at")
+    axes.set_title(f"{name}: {share.max():.0%}\nblock {block}, head {head}", fontsize=11)
     axes.set_xticks(range(len(words)), words, rotation=90)
     axes.set_yticks(range(len(words)), words)
     axes.grid(visible=False)
     print(f"{name}: {share.max():.0%} of block {block}, head {head}; {share.mean():.0%} of all heads")
+figure.tight_layout()
 lesson.save(figure, "what_heads_look_at")
 
 # %% [markdown]
@@ -140,7 +141,7 @@ other = np.mean([cosine(a, b) for a in bank["river"] for b in bank["money"]], ax
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.plot(same, "o-", color="#0072B2", label="the same sense")
 axes.plot(other, "s--", color="#D55E00", label="the other sense")
-axes.set(xlabel="Blocks passed", ylabel="Cosine", ylim=(0, 1.05), title="“bank” in two sentences")
+axes.set(xlabel="Blocks passed", ylabel="Cosine", ylim=(0.8, 1.02), title="“bank” in two sentences")
 axes.legend()
 lesson.save(figure, "bank")
 
@@ -198,7 +199,7 @@ assert np.allclose(weights.sum(-1), 1, atol=1e-5)
 assert all(looks[name].max() > 0.5 > 2 * looks[name].mean() for name in ("the word before", "the word after"))
 # The same vector goes in; what comes out is nearer to its own sense.
 assert np.allclose(other[0], 1, atol=1e-5)
-assert same[-1] > other[-1] + 0.05
+assert (same[1:] > other[1:]).all()
 # Attention knows no order, and a causal model no future.
 assert np.allclose(shuffled, mixed[:, shuffle], atol=1e-5)
 assert early[True] == 0 < early[False]

@@ -31,8 +31,8 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 
 lesson = begin("04_full_fine_tuning")
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(800, 64)), max_length=64)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 64)), max_length=64)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(800, 32)), max_length=64)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 32)), max_length=64)
 for example in task.head("train", 4):
     print(f"{task.labels[example.label]:9} | {example.text}")
 
@@ -102,13 +102,13 @@ runs = {"pre-trained": (pretrained, 6e-5), "100 × the rate": (pretrained, 6e-3)
 losses, scores = {}, {}
 for name, (make, lr) in runs.items():
     model = make()
-    before = snapshot(model)
+    start = snapshot(model)
     tuned = get_peft_model(model, FullConfig())
     trainer = Trainer(tuned, train_rows, tokenizer.pad_id, TrainingConfig(lr=lr, epochs=lesson.pick(3, 1)))
     losses[name] = trainer.run().losses
     scores[name] = evaluate(tuned, test_rows, tokenizer.pad_id)
     if name == "pre-trained":
-        after, state = snapshot(model), trainer.optimizer
+        before, after, state = start, snapshot(model), trainer.optimizer
     print(f"{name:15} training loss {np.mean(losses[name][-8:]):.3f}, test accuracy {scores[name].accuracy:.3f}")
 majority = max(np.bincount(test_rows.labels)) / len(test_rows)
 print(f"always the more frequent class: {majority:.3f}")

@@ -35,9 +35,9 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 
 lesson = begin("05_top_k_freezing")
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(800, 64)), max_length=64)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 64)), max_length=64)
-batch = collate(train_rows, range(lesson.pick(32, 8)), tokenizer.pad_id)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(800, 32)), max_length=64)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 32)), max_length=64)
+batch = collate(train_rows, range(lesson.pick(32, 4)), tokenizer.pad_id)
 
 
 def model_with(config):
@@ -89,7 +89,7 @@ def walk(m):
 def median_walk(config):
     """The median of a few walks with the same model."""
     m, walks = model_with(config), []
-    for _ in range(lesson.pick(9, 3)):
+    for _ in range(lesson.pick(9, 2)):
         for p in m.parameters():
             p.grad = None
         walks.append(walk(m))
@@ -119,7 +119,7 @@ for (name, rows), line, colour in zip(walks.items(), panels, ("#56B4E9", "#0072B
             axes.axhspan(-0.5, max(stopped) + 0.5, facecolor="none", edgecolor="#cccccc", hatch="///", linewidth=0)
     line[0].set_ylabel(name, fontweight="bold")
 for measure, axes in zip(measures, panels[0], strict=True):
-    axes.set_title(measure.capitalize())
+    axes.set_title(measure[0].upper() + measure[1:])
 figure.suptitle("One training step of MiniLM, part by part; hatched: the gradient does not come here")
 lesson.save(figure, "where_the_gradient_stops")
 
@@ -164,7 +164,7 @@ for name, config, lr in (
     )
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-left.bar(results, [row[1] for row in results.values()], color="#0072B2")
+left.bar(list(results), [row[1] for row in results.values()], color="#0072B2")
 left.set(title="Time of a step", ylabel="ms")
 right.plot(list(results), [row[2] for row in results.values()], "o", color="#0072B2", markersize=9)
 right.set(title="Test accuracy", ylabel="%")

@@ -36,9 +36,9 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 
 lesson = begin("06_adapters")
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(1000, 64)), max_length=64)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(600, 64)), max_length=64)
-batch = collate(test_rows, range(16), tokenizer.pad_id)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(1000, 32)), max_length=64)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(600, 32)), max_length=64)
+batch = collate(test_rows, range(lesson.pick(16, 4)), tokenizer.pad_id)
 
 
 def model_with(config):
@@ -115,16 +115,17 @@ def accuracy_without(left_out):
 
 
 whole = accuracy_without(())
-single = [accuracy_without({i}) for i in range(len(blocks))]
-lowest = [accuracy_without(range(n)) for n in range(1, len(blocks) + 1)]
+which = lesson.pick(range(len(blocks)), (0, len(blocks) - 1))
+single = [accuracy_without({i}) for i in which]
+lowest = [accuracy_without(range(i + 1)) for i in which]
 print(f"all adapters: {whole:.1f} %; without one block's: {', '.join(f'{a:.1f}' for a in single)}")
-print(f"without the lowest 1, 2, ...: {', '.join(f'{a:.1f}' for a in lowest)}")
+print(f"without those of blocks up to it: {', '.join(f'{a:.1f}' for a in lowest)}")
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.axhline(whole, color="#333333", linewidth=1, linestyle="--")
 axes.annotate("all adapters", (0, whole), xytext=(0, 4), textcoords="offset points", color="#666666")
-axes.plot(single, "s", color="#D55E00", markersize=8, label="without those of this block")
-axes.plot(lowest, "o-", color="#0072B2", label="without those of this block and all below")
+axes.plot(which, single, "s", color="#D55E00", markersize=8, label="without those of this block")
+axes.plot(which, lowest, "o-", color="#0072B2", label="without those of this block and all below")
 axes.set(xlabel="Block", ylabel="Test accuracy (%)", title="Leaving adapters out")
 axes.legend(loc="lower left")
 lesson.save(figure, "leaving_adapters_out")
@@ -148,7 +149,7 @@ def milliseconds(m):
 with_adapters = milliseconds(m)
 with m.disable_adapter():
     without = milliseconds(m)
-print(f"a pass over 16 headlines: {with_adapters:.1f} ms with adapters, {without:.1f} ms without")
+print(f"a pass over {len(batch)} headlines: {with_adapters:.1f} ms with adapters, {without:.1f} ms without")
 try:
     m.merge_adapter()
     merged = True

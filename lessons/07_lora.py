@@ -112,9 +112,9 @@ lesson.save(figure, "rank_of_a_known_change")
 
 # %%
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(1000, 64)), max_length=64)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 64)), max_length=64)
-batch = collate(test_rows, range(16), tokenizer.pad_id)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(1000, 32)), max_length=64)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 32)), max_length=64)
+batch = collate(test_rows, range(lesson.pick(16, 4)), tokenizer.pad_id)
 
 
 def lora_model(r):
