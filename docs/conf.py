@@ -15,7 +15,7 @@ project = "minipeft"
 version = release = minipeft.__version__
 copyright = "the authors of minipeft"
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "conf.py", "api/modules.rst"]
 html_theme = "furo"
 html_title = "minipeft"
 
@@ -44,7 +44,7 @@ apidoc_modules = [
     }
 ]
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
-autodoc_mock_imports = ["cupy", "numba", "gguf"]
+autodoc_mock_imports = ["cupy", "cupy_backends", "numba", "gguf"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_ivar = True

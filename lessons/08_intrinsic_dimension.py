@@ -139,8 +139,8 @@ lesson.save(figure, "what_d_reaches")
 
 # %%
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(320, 32)), max_length=32)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(500, 32)), max_length=32)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(256, 32)), max_length=32)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(300, 32)), max_length=32)
 results = {}
 for name, config, lr in (
     *((f"d = {d}", IntrinsicConfig(d=d), 1e-3) for d in lesson.pick((10, 1000), (10,))),
@@ -148,7 +148,7 @@ for name, config, lr in (
 ):
     mp.seed(0)
     m = get_peft_model(mp.load_model("minilm", labels=task.labels, dropout=0.0), config)
-    losses = Trainer(m, train_rows, tokenizer.pad_id, TrainingConfig(lr=lr, epochs=lesson.pick(4, 1))).run().losses
+    losses = Trainer(m, train_rows, tokenizer.pad_id, TrainingConfig(lr=lr, epochs=lesson.pick(3, 1))).run().losses
     results[name] = (np.mean(losses[-5:]), evaluate(m, test_rows, tokenizer.pad_id).accuracy)
     loss, score = results[name]
     print(f"{name:8} {m.count_parameters().method:10,} numbers: loss {loss:.3f}, accuracy {score:.3f}")

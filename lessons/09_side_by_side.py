@@ -46,9 +46,10 @@ methods = parse_methods(
     lesson.pick("head,full,topk:1,topk:2,adapter:16,lora:1,lora:8,intrinsic:300", "head,topk:1,lora:2")
 )
 settings = Settings(
-    train_size=lesson.pick(640, 64),
-    test_size=lesson.pick(600, 64),
+    train_size=lesson.pick(640, 32),
+    test_size=lesson.pick(600, 32),
     epochs=lesson.pick(2, 1),
+    batch_size=lesson.pick(32, 8),
     max_length=lesson.pick(64, 32),
     workers=1,
 )
@@ -96,7 +97,12 @@ for (title, names), axes in zip(parts, panels, strict=True):
     axes.barh([cell.label for cell in cells], values, color=[looks[cell.method].colour for cell in cells])
     axes.set_title(title)
     axes.grid(visible=False, axis="y")
-    axes.bar_label(axes.containers[0], [f"{value:.3g}" for value in values], padding=3, fontsize=8)
+    axes.bar_label(
+        axes.containers[0],
+        [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values],
+        padding=3,
+        fontsize=8,
+    )
     axes.margins(x=0.2)
 panels[0].invert_yaxis()
 lesson.save(figure, "the_price")

@@ -131,6 +131,7 @@ figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
 axes.loglog(sizes, products, "o-", color="#0072B2", base=2, label="matrix product")
 axes.loglog(sizes, sums, "s--", color="#D55E00", base=2, label="sum of two arrays")
 axes.set_yscale("log", base=10)
+axes.set_xticks(sizes, sizes)
 axes.set(xlabel="n, for n × n matrices", ylabel="GFLOP/s", title=f"Operations a second ({backend.name})")
 axes.legend()
 lesson.save(figure, "product_and_sum")
@@ -167,10 +168,11 @@ assert np.array_equal(again[1], results["numpy"][1]) and again[0] == results["nu
 assert all(difference < 1e-4 for difference in apart.values())
 # Rounding depends on the order: three orders, three sums, each right to a few digits.
 assert len(set(orders)) > 1 and all(abs(value - exact) < 1e-4 * np.abs(numbers).sum() for value in orders)
-# A large matrix product does many times more operations a second than a sum, which waits for the memory.
-assert products[-1] > 5 * sums[-1]
 # One pass over memory beats eight.
 assert fused < chain
+if not lesson.fast:
+    # A large matrix product does many times more operations a second than a sum, which waits for the memory.
+    assert products[-1] > 5 * sums[-1]
 # Wherever a backend is missing, the error says what to do.
 assert all("install" in reason or "GPU" in reason for reason in reasons.values())
 
