@@ -59,7 +59,7 @@ for d, loss in zip(dimensions, left, strict=True):
 # %% [markdown]
 # ## 2. Pre-training lowers the dimension
 #
-# A network of 4,482 parameters learns to tell two spirals apart. Then the spirals are turned by 40 degrees: a new task,
+# A network of 4,482 parameters learns to tell two spirals apart. Then the spirals are turned by 70 degrees: a new task,
 # close to the old one. We learn it in $d$ dimensions, once from the pre-trained weights and once from fresh ones.
 
 
@@ -106,7 +106,7 @@ fresh = {name: values.copy() for name, values in fresh.items()}
 print(f"pre-training on the old task: accuracy {fit(base, spirals(0), 3 * steps, 0.01):.3f}")
 pretrained = {name: values.copy() for name, values in base.state_dict().items()}
 
-new_task, sizes, seeds = spirals(40), lesson.pick((1, 3, 10, 30, 100, 300), (3, 100)), range(lesson.pick(3, 1))
+new_task, sizes, seeds = spirals(70), lesson.pick((1, 3, 10, 30, 100, 300), (3, 100)), range(lesson.pick(3, 1))
 reached = {}
 for name, start in (("pre-trained", pretrained), ("fresh", fresh)):
     for d in sizes:
@@ -170,16 +170,16 @@ assert left[conditions - 2] > 1e-6 > 1e-12 > left[conditions - 1]
 # In the subspace of MiniLM all tensors move, though ten numbers are trained.
 assert min(moved) > 0.9 and numbers == 10
 if not lesson.fast:
-    # From a pre-trained start the same accuracy takes fewer dimensions.
-    assert reached["pre-trained", 10] > reached["fresh", 10] + 0.05
-    assert reached["pre-trained", 300] > 0.95
+    # From a pre-trained start few dimensions go further; with a hundred, both starts get there.
+    assert all(reached["pre-trained", d] > reached["fresh", d] + 0.05 for d in (1, 3))
+    assert min(reached["pre-trained", 100], reached["fresh", 100]) > 0.97
     # A thousand directions fit the headlines better than ten.
     assert results["d = 1000"][0] < results["d = 10"][0]
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Turn the spirals by 10 and by 90 degrees. How does the curve of section 2 move with the distance of the new task?
+# 1. Turn the spirals by 30 and by 110 degrees. How does the curve of section 2 move with the distance of the new task?
 # 2. In section 1, let the loss ask for the sum of *squares* of each group. Is the dimension still ten?
 # 3. Find $d_{90}$ of `sarcasm` with `minipeft compare --methods full,intrinsic:30,intrinsic:100,intrinsic:300,...`, with
 #    1,000 rows and three seeds. Mind the head: what does `intrinsic:1` reach?
