@@ -50,7 +50,9 @@ TEMPLATES: dict[str, Templates] = {
         train=(
             Template("What is the sentiment of this tweet: negative, neutral or positive?", _MOOD),
             Template("Classify the tweet as negative, neutral or positive.", _MOOD),
-            Template("How does the writer of this tweet feel? Answer bad, neither or good.", ("bad", "neither", "good")),
+            Template(
+                "How does the writer of this tweet feel? Answer bad, neither or good.", ("bad", "neither", "good")
+            ),
             Template("Is this tweet positive? Answer yes or no.", ("no", "no", "yes")),
             Template("Is this tweet negative? Answer yes or no.", ("yes", "no", "no")),
         ),
@@ -88,7 +90,9 @@ TEMPLATES: dict[str, Templates] = {
     "bbc": Templates(
         train=(
             Template("What is this article about: business, entertainment, politics, sport or technology?", _TOPICS),
-            Template("Choose a section for the article: business, entertainment, politics, sport, technology.", _TOPICS),
+            Template(
+                "Choose a section for the article: business, entertainment, politics, sport, technology.", _TOPICS
+            ),
             Template("Is this article about sport? Answer yes or no.", ("no", "no", "no", "yes", "no")),
             Template("Is this article about business? Answer yes or no.", ("yes", "no", "no", "no", "no")),
         ),

@@ -126,7 +126,9 @@ def _jsonl_rows(path: Path, text: str, needed: tuple[str, ...] = ("text", "label
                 path, line, f"not valid JSON ({error or type(error).__name__}); one object a line is expected"
             ) from error
         if not isinstance(fields, dict):
-            raise _bad(path, line, f"not a JSON object; expected {{{', '.join(f'{json.dumps(n)}: ...' for n in needed)}}}")
+            raise _bad(
+                path, line, f"not a JSON object; expected {{{', '.join(f'{json.dumps(n)}: ...' for n in needed)}}}"
+            )
         for name in needed:
             if name not in fields:
                 raise _bad(path, line, f"no {name!r}; fields found: {', '.join(map(repr, fields)) or 'none'}")
