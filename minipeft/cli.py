@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from minipeft import cli_language
+from minipeft import cli_language, cli_prompting
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -248,7 +248,12 @@ def doctor() -> None:
         out.print(f"→ {_escape(sentence)}", highlight=False, soft_wrap=True)
 
 
-for command in (cli_language.generate, cli_language.pretrain):
+for command in (
+    cli_language.generate,
+    cli_language.pretrain,
+    cli_prompting.prompt,
+    cli_prompting.prompt_vs_finetune,
+):
     app.command()(command)
 
 
