@@ -56,7 +56,8 @@ def prompt(
     from minipeft.models.prompting import classify
     from minipeft.peft import PeftModel
 
-    chosen = find_pattern(task, None if pattern is None else pattern.replace("\\n", "\n"), words and words.split(","))
+    template = None if pattern is None else pattern.replace("\\n", "\n")
+    chosen = find_pattern(task, template, None if words is None else words.split(","))
     if most_words is not None:
         chosen = dataclasses.replace(chosen, most_words=most_words)
     if shots < 0:
