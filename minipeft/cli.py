@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from minipeft import cli_language
+from minipeft import cli_lab, cli_language
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -250,6 +250,7 @@ def doctor() -> None:
 
 for command in (cli_language.generate, cli_language.pretrain):
     app.command()(command)
+app.add_typer(cli_lab.app, name="lab")
 
 
 def _learning_rates(text: str) -> dict[str, float]:
