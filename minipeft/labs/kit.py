@@ -12,7 +12,7 @@ and plain values. Arrays come by value: to change one, assign it, `layer.B.data 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from minipeft.backend import Array, active
@@ -101,6 +101,18 @@ def refuses(call: Callable[[], Any], error: str, hint: str) -> None:
     raise AssertionError(f"{hint} [nothing was raised, expected {error}]")
 
 
+def held(lab: Any, array: Array) -> Any:
+    """A copy of an array, kept where the submission is: whoever is given it is given the very same array each time."""
+    session = vars(lab).get("_session")
+    return array.copy() if session is None else session.hold(array)
+
+
+def value(array: Any) -> Array:
+    """What stands by now in an array that is `held`."""
+    session = vars(array).get("_session") if hasattr(array, "__dict__") else None
+    return array.copy() if session is None else session.value(array)
+
+
 def kind(thing: Any) -> str:
     """The name of an object's class, wherever it lives."""
     return str(getattr(thing, "remote_kind", None) or type(thing).__name__)
@@ -160,8 +172,3 @@ def _short(value: Any) -> str:
 def zeros(*shape: int) -> Array:
     """An array of zeros, float64."""
     return active().xp.zeros(shape)
-
-
-def names(modules: Sequence[Any]) -> list[str]:
-    """The class names of a list of objects."""
-    return [kind(module) for module in modules]

@@ -120,7 +120,8 @@ class Session:
             **user,
         )
         self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         setting = {
             "file": str(copy),
             "folder": str(copy.parent),
@@ -152,6 +153,17 @@ class Session:
         message = {"of": number, "do": do, "name": name}
         message["inputs"], message["options"] = pack(inputs, self._number_of), pack(options or {}, self._number_of)
         return self._exchange(message)
+
+    def hold(self, thing: Any) -> Remote:
+        """Keep a value over there, and give what stands for it."""
+        held = self.ask(0, "hold", (thing,))
+        if not isinstance(held, Remote):
+            raise WireError("an answer is not of the agreed form")
+        return held
+
+    def value(self, thing: Remote) -> Any:
+        """What a kept value is by now."""
+        return self.ask(self._number_of(thing), "value")
 
     def _number_of(self, thing: Any) -> int:
         if not isinstance(thing, Remote):
@@ -207,9 +219,12 @@ class Session:
             else:
                 self._process.kill()
         self._process.wait()
-        with contextlib.suppress(queue.Empty):
-            while True:  # lets `_listen` come to its end
-                self._answers.get_nowait()
+        while self._listener.is_alive():  # it may wait for room in the queue
+            with contextlib.suppress(queue.Empty):
+                self._answers.get(timeout=0.01)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, AttributeError):
+                pipe.close()  # type: ignore[union-attr]
         with contextlib.suppress(OSError):
             self._folder.cleanup()
 
