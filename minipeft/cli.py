@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from minipeft import cli_instruct, cli_language, cli_prompting
+from minipeft import cli_instruct, cli_lab, cli_language, cli_prompting
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -284,6 +284,7 @@ for command in (
     cli_prompting.prompt_vs_finetune,
 ):
     app.command()(command)
+app.add_typer(cli_lab.app, name="lab")
 
 
 def _learning_rates(text: str) -> dict[str, float]:
