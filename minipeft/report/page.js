@@ -14,15 +14,15 @@ function axis(title, more) {
   return { title: { text: title }, gridcolor: "#e4e4e4", zeroline: false, ...more };
 }
 
-// Accuracy against what the reader chose; a curve a family, a point a setting.
-function drawAccuracy(choice) {
+// The score against what the reader chose; a curve a family, a point a setting.
+function drawScore(choice) {
   const traces = run.curves.map((curve) => {
     const cells = curve.cells.map((i) => run.cells[i]).filter((cell) => !choice.log || cell.costs[choice.key] > 0);
     cells.sort((a, b) => a.costs[choice.key] - b.costs[choice.key]);
     return {
       name: curve.name,
       x: cells.map((cell) => cell.costs[choice.key]),
-      y: cells.map((cell) => cell.accuracy),
+      y: cells.map((cell) => cell.score),
       error_y: { type: "data", array: cells.map((cell) => cell.spread), visible: cells.some((cell) => cell.spread), thickness: 1 },
       text: cells.map((cell) => cell.short),
       customdata: cells.map((cell) => cell.hover),
@@ -36,9 +36,9 @@ function drawAccuracy(choice) {
     };
   });
   const look = { type: choice.log ? "log" : "linear", dtick: choice.log ? 1 : undefined, rangemode: choice.log ? "normal" : "tozero" };
-  Plotly.react("accuracy", traces, layout({
+  Plotly.react("score", traces, layout({
     xaxis: axis(choice.title, look),
-    yaxis: axis("Test accuracy (%)"),
+    yaxis: axis(run.score.title),
     legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     hovermode: "closest",
   }), config);
@@ -99,8 +99,8 @@ function makeSortable(table) {
 
 const select = document.getElementById("axis");
 run.axes.forEach((choice, i) => select.add(new Option(choice.name, i)));
-select.addEventListener("change", () => drawAccuracy(run.axes[select.value]));
-drawAccuracy(run.axes[0]);
+select.addEventListener("change", () => drawScore(run.axes[select.value]));
+drawScore(run.axes[0]);
 drawLosses();
 if (run.layers.length) drawGradients();
 makeSortable(document.querySelector("table.numbers"));

@@ -20,7 +20,7 @@ from typing import Any
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
 from minipeft.report.page_data import run_data
-from minipeft.report.plots import FIGURES, draw_all
+from minipeft.report.plots import draw_all, figures_of
 from minipeft.report.summary import Summary, read_results, summarise
 
 # The columns of the table: heading, decimals, what it means.
@@ -34,8 +34,11 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "method_params": ("Method params", 0, "Trainable parameters that belong to the method, without the task head."),
     "head_params": ("Head params", 0, "Trainable parameters of the task head."),
     "total_params": ("Total params", 0, "All parameters, frozen ones included."),
-    "accuracy": ("Accuracy %", 1, "Share of the test set that is classified correctly."),
+    "accuracy": ("Accuracy %", 1, "Share of the test set that is classified, or answered word for word, correctly."),
     "test_loss": ("Test loss", 3, "Mean cross-entropy on the test set, in nats; lower is better."),
+    "perplexity": ("Perplexity", 2, "Among so many tokens the model seems to choose each next one: exp(test loss)."),
+    "bits_per_byte": ("Bits/byte", 3, "-log₂ likelihood of the held-out text over its UTF-8 bytes; lower is better."),
+    "untrained": ("Untrained", 3, "Bits per byte (or the share of right answers) of the model before any training."),
     "train_seconds": ("Training s", 1, "Wall-clock time of the whole training."),
     "step_ms": ("Step ms", 1, "Wall-clock time of one training step: forward, backward and update."),
     "forward_gflop": ("Forward GFLOP", 2, "Floating-point work of one forward pass, in 10⁹ operations."),
@@ -51,13 +54,14 @@ IMAGES: Mapping[str, str] = {
     "flops": "Work of one training step, forward and backward, in GFLOP.",
 }
 PLOTS: Mapping[str, str] = {
-    "accuracy": "Test accuracy against what a method costs. Point at a marker for its settings; click on a name in the "
-    "legend to hide it; drag to zoom, double-click to go back. Error bars are one standard deviation over seeds.",
+    "score": "The score on the test rows against what a method costs. Point at a marker for its settings; click on a name "
+    "in the legend to hide it; drag to zoom, double-click to go back. Error bars are one standard deviation over seeds.",
     "losses": "Training loss against step; the mean over seeds. Point at a curve to see which it is.",
     "gradients": "Length of the gradient in each layer at the first step, over the parameters that are trained there. "
     "Blank: nothing is trained there, and below the lowest trained layer the gradient does not come. "
     "Row &quot;method&quot;: parameters that belong to no layer.",
 }
+ONE_KIND = ("accuracy", "perplexity", "bits_per_byte", "untrained")  # what only some kinds of tasks have
 OPTIONS = ("model", "task", "methods", "seeds", "train_size", "test_size", "epochs")  # the command's main options
 
 
@@ -73,7 +77,7 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
     config = _read_config(run_folder / "config.json")
     results = run_folder / "results.csv"
     cells = summarise(read_results(results))
-    figures = {name: run_folder / "figures" / f"{name}.svg" for name in FIGURES}
+    figures = {name: run_folder / "figures" / f"{name}.svg" for name in figures_of(cells)}
     drawn = results.stat().st_mtime_ns
     if not all(path.exists() and path.stat().st_mtime_ns >= drawn for path in figures.values()):
         draw_all(results, run_folder / "figures")
@@ -86,7 +90,7 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
 def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[str]) -> str:
     """The whole document. What comes from files has been escaped by the function that made each part."""
     model, task = escape(_text(config.get("model", "a model"))), escape(_text(config.get("task", "a task")))
-    seeds = max(cell.n for cell in cells)
+    data, seeds = run_data(cells), max(cell.n for cell in cells)
     spread = "mean ± sample standard deviation over seeds" if seeds > 1 else "one seed, so no spread is known"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -104,8 +108,8 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[
 </header>
 <main>
 <noscript><p>The plots need JavaScript. As pictures, they are in the folder figures beside this page.</p></noscript>
-<p class="choice"><label for="axis">Accuracy against </label><select id="axis"></select></p>
-{_plot("accuracy")}
+<p class="choice"><label for="axis">{escape(data["score"]["name"])} against </label><select id="axis"></select></p>
+{_plot("score")}
 <section aria-labelledby="results">
 <h2 id="results">Results</h2>
 {_results(cells)}
@@ -132,7 +136,7 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[
 {_pairs("Column", "Meaning", {heading: meaning for heading, _, meaning in COLUMNS.values()})}
 </section>
 </main>
-<script type="application/json" id="run">{_json(run_data(cells))}</script>
+<script type="application/json" id="run">{_json(data)}</script>
 <script>{_plotly()}</script>
 <script>
 {_own("page.js")}</script>
@@ -143,11 +147,12 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[
 
 def _results(cells: Sequence[Summary]) -> str:
     """The table of results, a row a cell."""
-    headings = ["Method", "Seeds", *(heading for heading, _, _ in COLUMNS.values())]
+    shown = [name for name in COLUMNS if name not in ONE_KIND or any(not math.isnan(cell.mean[name]) for cell in cells)]
+    headings = ["Method", "Seeds", *(COLUMNS[name][0] for name in shown)]
     heads = "".join(f'<th scope="col"><button type="button">{heading}</button></th>' for heading in headings)
     rows = "\n".join(
         f'<tr><th scope="row">{escape(cell.label)}</th><td data-value="{cell.n}">{cell.n}</td>'
-        + "".join(f'<td data-value="{cell.mean[name]}">{_value(cell, name)}</td>' for name in COLUMNS)
+        + "".join(f'<td data-value="{cell.mean[name]}">{_value(cell, name)}</td>' for name in shown)
         + "</tr>"
         for cell in cells
     )

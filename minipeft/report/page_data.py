@@ -13,7 +13,7 @@ from minipeft.report.plots import mean_curve, variant_of
 from minipeft.report.style import Look, family_looks, ink
 from minipeft.report.summary import Summary
 
-# What accuracy is shown against: name in the list, title of the axis, measures that are added up, log scale or not.
+# What the score is shown against: name in the list, title of the axis, measures that are added up, log scale or not.
 AXES = (
     ("trainable parameters", "Trainable parameters, head included (log scale)", ("trainable_params",), True),
     ("training time", "Training time (s)", ("train_seconds",), False),
@@ -36,7 +36,10 @@ def run_data(cells: Sequence[Summary]) -> dict[str, Any]:
     curves: dict[tuple[str, str], list[int]] = {}
     for place, cell in enumerate(cells):
         curves.setdefault((cell.method, variant_of(cell)), []).append(place)
+    of_text = any(cell.of_text for cell in cells)
+    name, title = ("Bits per byte", "Bits per byte (lower is better)") if of_text else ("Accuracy", "Test accuracy (%)")
     return {
+        "score": {"name": name, "title": title},
         "axes": [{"key": i, "name": name, "title": title, "log": log} for i, (name, title, _, log) in enumerate(AXES)],
         "cells": [_cell(cell, cells, looks[cell.method]) for cell in cells],
         "curves": [_curve(cells[places[0]], places, looks[method]) for (method, _), places in curves.items()],
@@ -50,13 +53,13 @@ def _cell(cell: Summary, cells: Sequence[Summary], look: Look) -> dict[str, Any]
     if any(cell.curves):
         where, mean, _ = mean_curve(cell)
         steps, losses = [int(step) for step in where], [_number(loss) for loss in mean]
-    accuracy, spread = 100 * cell.mean["accuracy"], 100 * cell.sd["accuracy"]
+    score, spread = _score(cell)
     return {
         "label": escape(cell.label),  # Plotly reads some HTML in texts
         "short": escape(cell.setting_label or cell.family),
         "hover": _hover(cell),
-        "accuracy": round(accuracy, 4),
-        "spread": round(spread, 4) if cell.n > 1 else 0,
+        "score": _number(score),
+        "spread": _number(spread) if cell.n > 1 else 0,
         "costs": [sum(cell.mean[name] for name in names) for _, _, names, _ in AXES],
         "steps": steps,
         "losses": losses,
@@ -67,14 +70,21 @@ def _cell(cell: Summary, cells: Sequence[Summary], look: Look) -> dict[str, Any]
     }
 
 
+def _score(cell: Summary) -> tuple[float, float]:
+    """Bits per byte where the task is a text, else accuracy in %; and its standard deviation."""
+    name, factor = ("bits_per_byte", 1) if cell.of_text else ("accuracy", 100)
+    return factor * cell.mean[name], factor * cell.sd[name]
+
+
 def _hover(cell: Summary) -> str:
-    mean = cell.mean
-    spread = f" ± {100 * cell.sd['accuracy']:.1f}" if cell.n > 1 else ""
+    mean, (score, sd) = cell.mean, _score(cell)
+    digits, unit = (3, "bits per byte") if cell.of_text else (1, "% right")
+    spread = f" ± {sd:.{digits}f}" if cell.n > 1 else ""
     memory = mean["activation_mb"] + mean["gradient_mb"] + mean["optimizer_mb"]
     return "<br>".join(
         (
             f"<b>{escape(cell.label)}</b>",
-            f"accuracy {100 * mean['accuracy']:.1f}{spread} %, {cell.n} {'seed' if cell.n == 1 else 'seeds'}",
+            f"{score:.{digits}f}{spread} {unit}, {cell.n} {'seed' if cell.n == 1 else 'seeds'}",
             f"{mean['trainable_params']:,.0f} trained ({mean['trainable_percent']:.3g} %), "
             f"{mean['head_params']:,.0f} of them in the head",
             f"{mean['train_seconds']:,.1f} s, {mean['step_ms']:,.0f} ms a step",

@@ -96,10 +96,24 @@ def test_the_page_holds_every_method_every_figure_and_every_column(run_folder):
     assert len(data["axes"]) == 4
     assert set(PLOTS) <= {attributes.get("id") for _, attributes in page.elements}
     assert all(image["src"].startswith("data:image/svg+xml;base64,") and len(image["alt"]) > 40 for image in images)
-    for heading, _, meaning in COLUMNS.values():
-        assert page.words.count(heading) >= 2
+    for name, (heading, _, meaning) in COLUMNS.items():
+        of_other_tasks = name in ("perplexity", "bits_per_byte", "untrained")
+        assert page.words.count(heading) >= (1 if of_other_tasks else 2)
         assert meaning in page.words
+    assert data["score"]["name"] == "Accuracy"
+    assert data["cells"][0]["score"] == pytest.approx(100 * 0.867, abs=2)
     assert set(COLUMNS) == set(MEASURES)
+
+
+def test_a_text_is_scored_in_bits_per_byte(write_results, tmp_path):
+    write_results(seeds=2, accuracy="", perplexity=9.5, bits_per_byte=1.25, untrained=2.5)
+    (tmp_path / "config.json").write_text("{}")
+    page = Outline(write_page(tmp_path).read_text(encoding="utf-8"))
+    data = data_of(page)
+    assert data["score"]["name"] == "Bits per byte"
+    assert {cell["score"] for cell in data["cells"]} == {1.25}
+    assert "1.250" in data["cells"][0]["hover"]
+    assert page.words.count("Accuracy %") == 1  # among the columns that are explained
 
 
 def test_the_page_needs_nothing_else(run_folder):

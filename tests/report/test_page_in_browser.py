@@ -26,7 +26,7 @@ READ = """<script>
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 const labels = () => [...document.querySelectorAll("table.numbers tbody th")].map((cell) => cell.textContent);
 const heading = (name) => [...document.querySelectorAll("table.numbers thead th")].find((th) => th.textContent === name);
-const title = () => document.querySelector("#accuracy .xtitle").textContent;
+const title = () => document.querySelector("#score .xtitle").textContent;
 
 async function point(plot, mark) {
   const box = mark.getBoundingClientRect();
@@ -39,10 +39,10 @@ async function point(plot, mark) {
 async function read() {
   await wait(500);
   const seen = { plots: {}, titles: [title()], orders: [labels()] };
-  for (const name of ["accuracy", "losses", "gradients"]) {
+  for (const name of ["score", "losses", "gradients"]) {
     seen.plots[name] = document.querySelectorAll(`#${name} .trace, #${name} .heatmaplayer image`).length;
   }
-  seen.hover = await point("accuracy", document.querySelectorAll("#accuracy .point")[0]);
+  seen.hover = await point("score", document.querySelectorAll("#score .point")[0]);
   seen.hover_gradient = await point("gradients", document.querySelector("#gradients .heatmaplayer image"));
   const select = document.getElementById("axis");
   for (const option of [1, 2, 3]) {
@@ -98,7 +98,7 @@ def test_a_reader_hovers_changes_the_axis_and_sorts(browser, write_results, tmp_
     seen = look(browser, write_page(tmp_path), tmp_path)
     assert seen["problems"] == []
     assert seen["fetched"] == []
-    assert seen["plots"] == {"accuracy": 6, "losses": 8, "gradients": 1}
+    assert seen["plots"] == {"score": 6, "losses": 8, "gradients": 1}
     assert "Full fine-tuning" in seen["hover"]
     assert "22,700,000 trained" in seen["hover"]
     assert re.search(r"blocks\.\d: 0?\.\d", seen["hover_gradient"])
