@@ -36,8 +36,8 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 
 lesson = begin("06_adapters")
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(800, 32)), max_length=64)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(600, 32)), max_length=64)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(640, 32)), max_length=64)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(400, 32)), max_length=64)
 batch = collate(test_rows, range(lesson.pick(16, 4)), tokenizer.pad_id)
 
 

@@ -112,8 +112,8 @@ lesson.save(figure, "rank_of_a_known_change")
 
 # %%
 task, tokenizer = load_task("sarcasm"), load_tokenizer("minilm")
-train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(800, 32)), max_length=64)
-test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(1000, 32)), max_length=64)
+train_rows = encode_examples(tokenizer, task.head("train", lesson.pick(640, 32)), max_length=64)
+test_rows = encode_examples(tokenizer, task.head("test", lesson.pick(600, 32)), max_length=64)
 batch = collate(test_rows, range(lesson.pick(16, 4)), tokenizer.pad_id)
 
 
@@ -213,7 +213,7 @@ assert np.abs(merged - before).max() < 1e-4 and restored
 # AB has rank r, and is small beside W.
 assert (of_delta[r:] < 1e-4 * of_delta[0]).all() and share < 0.5
 if not lesson.fast:
-    # A higher rank helps on this task, with one learning rate and 800 rows; the first few ranks help most.
+    # A higher rank helps on this task, with one learning rate and 640 rows; the first few ranks help most.
     assert scores[16].accuracy > scores[1].accuracy + 0.02 and scores[1].accuracy > 0.6
 
 # %% [markdown]
