@@ -112,8 +112,8 @@ for name, bits in marks.items():
 context = 64
 rows = PackedTokens(train, context)
 batch = rows.batch([0])
-print("inputs  ", repr(tokenizer.decode(batch.input_ids[0][:12])))
-print("targets ", repr(tokenizer.decode(batch.labels[0][:12])))
+for name, row in (("inputs ", batch.input_ids[0]), ("targets", batch.labels[0])):
+    print(name, "|".join(tokenizer.decode([i]).replace("\n", "↵") for i in row[:14]))
 
 model = fresh_model("llama", tokenizer, d_model=128, layers=4, heads=4, context=context)
 test = windows(held_out, context)
@@ -195,7 +195,9 @@ for temperature in (0.0, 0.7, 1.0):
     written[temperature] = generate(model, [PROMPT], Sampling(lesson.pick(50, 20), temperature))[0].text
     print(f"--- temperature {temperature}\n{PROMPT}{written[temperature]}\n")
 words = set(text.split())
-known = {t: np.mean([word in words for word in made.split()]) for t, made in (("before", before), *written.items())}
+known = {
+    t: np.mean([word in words for word in made.split()] or [0]) for t, made in (("before", before), *written.items())
+}
 print("words that the corpus has:", ", ".join(f"{t}: {100 * share:.0f} %" for t, share in known.items()))
 
 # %% [markdown]

@@ -109,7 +109,7 @@ def bits_vs_parameters(cells: Sequence[Summary]) -> Figure:
     labels = [
         Label(*p, c.setting_label or c.family, ink(looks[c.method].colour)) for c, p in zip(cells, points, strict=True)
     ]
-    label_points(axes, labels, points=points)
+    label_points(axes, labels, points=points, avoid=[])
     return figure
 
 
