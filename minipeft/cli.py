@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from minipeft import cli_instruct, cli_language
+from minipeft import cli_instruct, cli_lab, cli_language, cli_prompting
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -276,8 +276,15 @@ def doctor() -> None:
         out.print(f"→ {_escape(sentence)}", **LINE)
 
 
-for command in (cli_language.generate, cli_language.pretrain, cli_instruct.instruct):
+for command in (
+    cli_language.pretrain,
+    cli_language.generate,
+    cli_instruct.instruct,
+    cli_prompting.prompt,
+    cli_prompting.prompt_vs_finetune,
+):
     app.command()(command)
+app.add_typer(cli_lab.app, name="lab")
 
 
 def _learning_rates(text: str) -> dict[str, float]:
