@@ -203,7 +203,8 @@ print("words that the corpus has:", ", ".join(f"{t}: {100 * share:.0f} %" for t,
 # %% [markdown]
 # This is a **base model**: it goes on in the manner of its text, and that is all. Asked a question, it writes more text
 # like it. What makes it answer comes after: instruction tuning (`minipeft train lora:8 --task instruct ...`).
-#
+
+# %% [markdown]
 # ## What we found
 #
 # Each claim is checked on what was just computed.
