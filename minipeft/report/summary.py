@@ -195,11 +195,11 @@ def _measure(text: str) -> float:
 
 
 def _fraction(text: str) -> float:
-    return _checked(value := float(text or "nan"), not (value < 0 or value > 1))
+    return _checked(value := float(text), 0 <= value <= 1) if text.strip() else math.nan
 
 
 def _if_any(text: str) -> float:
-    return _checked(value := float(text or "nan"), not value < 0)
+    return _measure(text) if text.strip() else math.nan
 
 
 def _loss(text: str) -> float:
@@ -233,7 +233,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 _PARSERS = {field.name: _KINDS[str(field.type)] for field in fields(Row)} | {
     "method": ("the name of a method", _name),
-    "accuracy": ("a number between 0 and 1", _fraction),
+    "accuracy": ("a number between 0 and 1, or empty", _fraction),
     "perplexity": ("a number of 0 or more, or empty", _if_any),
     "bits_per_byte": ("a number of 0 or more, or empty", _if_any),
     "untrained": ("a number of 0 or more, or empty", _if_any),

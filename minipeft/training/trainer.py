@@ -23,6 +23,7 @@ from minipeft.optim import SCHEDULES, AdamW, clip_factor
 from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
+from minipeft.training.targets import logits_and_targets
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross-entropy of a batch, as a scalar Tensor."""
-        logits = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        return functional.cross_entropy(logits, batch.labels)
+        return functional.cross_entropy(*logits_and_targets(self.model, batch))
 
     def batches(self, epoch: int) -> list[Any]:
         """The rows of each step of an epoch: a function of (seed, epoch)."""
