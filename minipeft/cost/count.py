@@ -21,7 +21,7 @@ from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter
 from minipeft.optim import AdamW
 from minipeft.peft import PeftConfig, get_peft_model
-from minipeft.peft.model import ParameterCount
+from minipeft.peft.method import ParameterCount
 
 
 @dataclass(frozen=True)

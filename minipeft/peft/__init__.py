@@ -5,7 +5,8 @@ from minipeft.peft.full import FullConfig
 from minipeft.peft.head import HeadConfig
 from minipeft.peft.intrinsic import IntrinsicConfig
 from minipeft.peft.lora import LoraConfig
-from minipeft.peft.model import Method, PeftConfig, PeftModel, get_peft_model
+from minipeft.peft.method import Method, PeftConfig
+from minipeft.peft.model import PeftModel, get_peft_model
 from minipeft.peft.topk import TopKConfig
 
 __all__ = [

@@ -22,7 +22,8 @@ from minipeft.models.pretrained import Pretrained
 from minipeft.nn import Module
 
 if TYPE_CHECKING:
-    from minipeft.peft.model import PeftConfig, PeftModel
+    from minipeft.peft.method import PeftConfig
+    from minipeft.peft.model import PeftModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LORA = "LORA"

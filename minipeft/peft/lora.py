@@ -16,7 +16,7 @@ from minipeft.backend import active, random
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Linear, Module, Parameter
 from minipeft.nn.layers import constant
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.method import Method, PeftConfig
 from minipeft.peft.targets import match_modules
 
 
@@ -137,8 +137,8 @@ class LoraMethod(Method):
         for name, linear in targets.items():
             assert isinstance(linear, Linear)
             self.layers[name] = LoRALinear(linear, config.at(name), rng)
-        for name, layer in self.layers.items():  # only now: a rank that does not fit leaves the model as it was
-            model.set_submodule(name, layer)
+        self.install()  # only now: a rank that does not fit leaves the model as it was
+        for layer in self.layers.values():
             if config.bias == "lora_only" and layer.linear.bias is not None:
                 layer.linear.bias.requires_grad = True
         if config.bias == "all":
@@ -169,3 +169,8 @@ class LoraMethod(Method):
         """Put the linear layers back, with the weights they have now."""
         for name, layer in self.layers.items():
             self.owner[0].set_submodule(name, layer.linear)
+
+    def install(self) -> None:
+        """Put every `LoRALinear` in the place of its linear layer."""
+        for name, layer in self.layers.items():
+            self.owner[0].set_submodule(name, layer)

@@ -19,7 +19,7 @@ from minipeft.cost.presets import build as build_preset
 from minipeft.errors import UserError
 from minipeft.optim import AdamW
 from minipeft.peft import FullConfig, IntrinsicConfig, LoraConfig, PeftConfig, get_peft_model
-from minipeft.peft.model import OwnWeights
+from minipeft.peft.method import OwnWeights
 
 BATCH, LENGTH = 3, 7
 IDS = np.tile(np.arange(LENGTH) % VOCAB, (BATCH, 1))
