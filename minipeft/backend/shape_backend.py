@@ -268,6 +268,11 @@ class ShapeBackend(Backend):
             float(array)
         return np.asarray(array)
 
+    def svd(self, x: ShapeArray) -> tuple[ShapeArray, ShapeArray, ShapeArray]:
+        """As the base's."""
+        (m, n), k = x.shape, min(x.shape)
+        return empty((m, k), x.dtype), empty(k, x.dtype), empty((k, n), x.dtype)
+
     def erf(self, x: ShapeArray) -> ShapeArray:
         """As the base's."""
         return x.copy()

@@ -6,6 +6,7 @@ returns a `Method` that can undo it. Nothing here needs to know of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +50,14 @@ class Method(Module):
     def cut(self, model: Transformer) -> int:
         """The blocks below this index, and the embeddings, compute the same in every step; 0 when nobody can say."""
         return 0
+
+    def rates(self) -> Mapping[Parameter, float]:
+        """The parameters that learn at another rate than the rest, and how many times as fast."""
+        return {}
+
+    def exported(self, config: PeftConfig, state: Mapping[str, Any]) -> tuple[PeftConfig, dict[str, Any]]:
+        """What `save_pretrained` writes: the settings, and values by the names that they have once these are attached."""
+        return config, dict(state)
 
     def merge(self) -> None:
         """Fold the method into the weights; a second call changes nothing."""

@@ -9,9 +9,11 @@ from typing import Any
 
 from minipeft.autograd import Tensor
 from minipeft.autograd.tensor import grad_enabled
+from minipeft.backend import Array
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter
 from minipeft.peft import io
+from minipeft.peft.combine import combine
 from minipeft.peft.method import ParameterCount, PeftConfig
 from minipeft.peft.several import Adapters
 from minipeft.peft.targets import task_head
@@ -61,6 +63,16 @@ class PeftModel(Module):
         """What `save_pretrained` keeps: the trainable parameters, and a head that was not trained but may be random."""
         named = ((_base_name(name), p) for name, p in self.named_parameters())
         return {name: p for name, p in named if p.requires_grad or self._in_head(name)}
+
+    def exported(self) -> tuple[PeftConfig, dict[str, Array]]:
+        """The settings and the arrays, by name, that `save_pretrained` writes; never merged ones.
+
+        Raises:
+            UserError: the adapter is switched off.
+        """
+        if self.switched_off:
+            raise UserError("The adapter is switched off: leave `with disable_adapter()` before saving it.")
+        return self.method.exported(self.config, {name: p.data for name, p in self.saved_parameters().items()})
 
     def count_parameters(self) -> ParameterCount:
         """Exact counts, of the active adapter alone; tied parameters count once."""
@@ -177,8 +189,6 @@ class PeftModel(Module):
         Raises:
             UserError: one of them is unknown or no LoRA, or their ranks add up to more than a layer can have.
         """
-        from minipeft.peft.combine import combine  # it knows a method, which stands on this file
-
         with self._plain():
             combine(self.adapters, adapters, weights, name)
 
