@@ -1,7 +1,7 @@
 """DoRA: a weight is a direction, which LoRA changes, and a length a column, which is trained (arXiv 2402.09353, eq. 5).
 
-W' = m ⊙ (W + s A B) / ‖W + s A B‖, with the norm of each column (the weights of one output) and m ∈ R^out, ‖W‖ at the start,
-so that training starts from the base exactly. No gradient goes through the norm (section 4.3 there).
+W' = m ⊙ (W + s A B) / ‖W + s A B‖, with the norm of each column (the weights of one output) and m ∈ R^out, ‖W‖ at the
+start, so that training starts from the base exactly. No gradient goes through the norm (section 4.3 there).
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class LoraConfig(PeftConfig):
     init: str = "kaiming"
     use_rslora: bool = False
     bias: str = "none"
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

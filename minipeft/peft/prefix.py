@@ -1,7 +1,7 @@
 """Prefix tuning: n learned keys and values stand before those of the text, in every block (arXiv 2101.00190, section 4).
 
-Attention sees (P_k; K) and (P_v; V) with P_k, P_v ∈ R^{n × d_kv} of the block's own. The text is read from position n on, as
-if n tokens had gone before. The paper's network that makes P while training is left out, as in PEFT's default.
+Attention sees (P_k; K) and (P_v; V) with P_k, P_v ∈ R^{n × d_kv} of the block's own. The text is read from position n on,
+as if n tokens had gone before. The paper's network that makes P while training is left out, as in PEFT's default.
 """
 
 from __future__ import annotations

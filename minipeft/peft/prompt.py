@@ -60,7 +60,7 @@ class PromptMethod(Method):
         rng, table = random.stream("init"), model.embed.word.weight
         self.n = config.num_virtual_tokens
         if config.init == "vocab":
-            self.prompt = Parameter(table.data[rng.integers(0, table.shape[0], self.n)].copy())
+            self.prompt = Parameter(table.data[active().asarray(rng.integers(0, table.shape[0], self.n))])
         else:
             self.prompt = normal((self.n, table.shape[1]), 0.02, rng)
         self.enabled = True
