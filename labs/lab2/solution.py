@@ -15,7 +15,9 @@ from minipeft import Tensor, functional
 from minipeft.nn import Linear, Module
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: np.ndarray | None = None, causal: bool = False) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: np.ndarray | None = None, causal: bool = False
+) -> Tensor:
     """Task 1. softmax(Q Kᵀ / √d_h) V: three times (batch, heads, seq, d_h) -> (batch, heads, seq, d_h).
 
     Args:

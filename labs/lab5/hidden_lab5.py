@@ -21,9 +21,7 @@ def test_many_shapes(lab):
     got, change, start = lab.to_weights(arrays, x, M), x @ M, 0
     same(len(got), 4, "as many arrays as in theta_0")
     for array, weight in zip(arrays, got, strict=True):
-        close(
-            weight, array + change[start : start + array.size].reshape(array.shape), f"the piece of shape {array.shape}"
-        )
+        close(weight, array + change[start : start + array.size].reshape(array.shape), f"the piece of shape {array.shape}")
         start += array.size
 
 
@@ -33,11 +31,7 @@ def test_theta_0_does_not_move(lab):
     theta_0 = [held(lab, a), held(lab, b)]
     got = lab.to_weights(theta_0, x, M)
     close(got[1], b + (x @ M)[4:], "θ₀ + θ_d M")
-    same(
-        [value(theta_0[0]).tolist(), value(theta_0[1]).tolist()],
-        [a.tolist(), b.tolist()],
-        "θ₀ must not be written into",
-    )
+    same([value(theta_0[0]).tolist(), value(theta_0[1]).tolist()], [a.tolist(), b.tolist()], "θ₀ must not be written into")
 
 
 @task(1)

@@ -43,12 +43,7 @@ def test_forward_and_backward_belong_together(lab):
     x, g = draw(5, seed=10), draw(21, seed=11)
     y, back = M.forward(x), M.backward(g)
     same([len(y), len(back)], [21, 5], "forward gives D numbers, backward d")
-    close(
-        float((y * g).sum()),
-        float((x * back).sum()),
-        "(θ_d M) · g = θ_d · (M g): backward is forward's transpose",
-        4096,
-    )
+    close(float((y * g).sum()), float((x * back).sum()), "(θ_d M) · g = θ_d · (M g): backward is forward's transpose", 4096)
 
 
 @task(3)
