@@ -259,11 +259,11 @@ def _refuse_second(model: Module) -> None:
 
 
 def _kinds() -> dict[str, type[PeftConfig]]:
-    """Every config class that has a name in files, those of your own included."""
+    """Every config class by the name that it gives itself in files, those of your own included; the latest counts."""
     kinds = [PeftConfig]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    return {kind.peft_type: kind for kind in kinds if kind.peft_type}
+    return {kind.peft_type: kind for kind in kinds if kind.peft_type and "peft_type" in vars(kind)}
 
 
 def _base_name(name: str) -> str:
