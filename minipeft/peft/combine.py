@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from minipeft.backend import active
 from minipeft.errors import UserError
-from minipeft.peft.lora import LoraConfig, LoraMethod
+from minipeft.peft.lora import LoraConfig, LoRALinear, LoraMethod
 from minipeft.peft.several import Adapters
 
 
@@ -24,9 +24,10 @@ def combine(adapters: Adapters, names: Sequence[str], weights: Sequence[float], 
         raise UserError(f"{len(names)} adapters and {len(weights)} weights: give each adapter one.")
     parts: list[tuple[LoraMethod, float]] = []
     for given, weight in zip(names, weights, strict=True):
-        method = adapters.find(given).method
-        if type(method) is not LoraMethod:
-            raise UserError(f"Only LoRA adapters can be combined, and {given!r} is a {type(method).__name__}.")
+        slot = adapters.find(given)
+        method = slot.method
+        if not isinstance(method, LoraMethod) or any(type(layer) is not LoRALinear for layer in method.layers.values()):
+            raise UserError(f"Only LoRA adapters can be combined, and {given!r} is of {type(slot.config).__name__}.")
         parts.append((method, weight))
     ranks: Counter[str] = Counter()
     for lora, _ in parts:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from families import build
 from tiny import DATA, PAD, bits, disturb, logits, loss_of, take_steps, tiny_model
 
 from minipeft import UserError
 from minipeft.optim import AdamW
 from minipeft.peft import (
     AdapterConfig,
+    DoraConfig,
     FullConfig,
     IntrinsicConfig,
     LoraConfig,
@@ -296,7 +298,7 @@ def test_one_with_weight_1_is_itself_and_it_saves_and_loads(tmp_path) -> None:
 def test_sums_that_cannot_be() -> None:
     m = together("lora", "adapter")
     for names, weights_, says in (
-        (["lora", "adapter"], [1, 1], "'adapter' is a AdapterMethod"),
+        (["lora", "adapter"], [1, 1], "'adapter' is of AdapterConfig"),
         (["lora", "lore"], [1, 1], "Did you mean 'lora'"),
         (["lora"], [1, 1], "1 adapters and 2 weights"),
         ([], [], "each adapter"),
@@ -306,3 +308,22 @@ def test_sums_that_cannot_be() -> None:
             m.add_weighted_adapter(names, weights_, "sum")
     assert set(m.adapters.slots) == {"lora", "adapter"}
     assert np.array_equal(logits(m), logits(alone("lora")))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_files_in_pefts_format_become_several_as_well(family, tmp_path) -> None:
+    configs = {"a": LoraConfig(r=2), "b": DoraConfig(r=3, target_modules="all-linear")}
+    expected = {}
+    for name, config in configs.items():
+        m = get_peft_model(build(family), config)
+        disturb(m, seed=len(name))
+        m.save_pretrained(tmp_path / name)
+        expected[name] = bits(m)
+    m = PeftModel.from_pretrained(build(family), tmp_path / "a", adapter_name="a")
+    m.load_adapter(tmp_path / "b", "b")
+    assert bits(m) == expected["a"]
+    m.set_adapter("b")
+    assert bits(m) == expected["b"]
+    m.add_weighted_adapter(["a"], [0.5], "half")
+    with pytest.raises(UserError, match="Only LoRA"):
+        m.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both")
