@@ -207,6 +207,8 @@ class PeftModel(Module):
                 yield
         finally:
             self._show_active()
+            for part in (self.model, self.method):  # those that were away have missed a train() or an eval()
+                part.train(self.model.training)
 
     def _show_active(self) -> None:
         slot = self.adapters.find(self.active_adapter)
@@ -215,7 +217,6 @@ class PeftModel(Module):
         for p in self.parameters():
             if p.dtype != dtype:  # new ones are made as float32
                 p.data = p.data.astype(dtype)
-        self.train(self.training)  # as the base's modules, also those that were away
 
     # ---- files
 

@@ -157,6 +157,18 @@ def test_evaluation_mode_reaches_those_that_are_away() -> None:
     m.eval()
     m.set_adapter("a")
     assert np.array_equal(logits(m), logits(m))
+    m.train()
+    m.set_adapter("b")
+    m.set_adapter("a")
+    assert not np.array_equal(logits(m), logits(m))
+
+
+def test_attaching_leaves_the_mode_of_the_model() -> None:
+    model = tiny_model(dropout=0.5).eval()
+    m = get_peft_model(model, CONFIGS["lora"])
+    m.add_adapter("b", CONFIGS["adapter"])
+    m.set_adapter("b")
+    assert np.array_equal(logits(m), logits(m))
 
 
 # ---- merged
