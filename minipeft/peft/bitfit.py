@@ -34,8 +34,8 @@ class BitFitConfig(PeftConfig):
             found.pop(id(p), None)
         if not found:
             raise UserError(
-                f"BitFit trains biases, and there are none in {self.target_modules!r} of this {type(model).__name__}; "
-                "use ia3 or lora:1 for about as few parameters."
+                f"BitFit trains biases, and this {type(model).__name__} has none in {self.target_modules!r}; (IA)³ or LoRA "
+                "of rank 1 train about as few parameters."
             )
         return BitFitMethod(list(found.values()))
 

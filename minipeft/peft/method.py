@@ -45,7 +45,10 @@ class Method(Module):
 
     def enable(self, on: bool) -> None:
         """Switch the method on or off; off, the model computes what the base does, to the last bit."""
-        raise UserError(f"{type(self).__name__} changes the model's own weights: there is no adapter to switch off.")
+        raise UserError(
+            "This method trains the model's own weights: the base cannot be had back, so it cannot be switched off, or be "
+            "one of several adapters."
+        )
 
     def cut(self, model: Transformer) -> int:
         """The blocks below this index, and the embeddings, compute the same in every step; 0 when nobody can say."""

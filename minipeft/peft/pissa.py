@@ -39,7 +39,9 @@ class PissaLinear(LoRALinear):
         super().__init__(linear, config, rng)
         r, d = config.r, min(linear.weight.shape)
         if 2 * r > d:
-            raise UserError(f"r={r}: PiSSA is saved as LoRA of rank 2r, and this weight has rank {d} at most.")
+            raise UserError(
+                f"r={r}: PiSSA is saved as LoRA of rank 2r = {2 * r}, and this weight has rank {d} at most."
+            )
         U, S, Vt = active().svd(linear.weight.data)
         root = active().xp.sqrt(S[:r] / self.scale)
         self.A.data[...] = U[:, :r] * root

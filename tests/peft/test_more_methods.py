@@ -312,7 +312,7 @@ def test_bitfit_trains_biases_only_and_gives_the_base_back():
     }
     with pytest.raises(UserError, match="no part"), m.disable_adapter():
         raise UserError("no part")
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="this Llama has none"):
         get_peft_model(build("llama"), BitFitConfig())
 
 
