@@ -175,7 +175,7 @@ def _run_cell(
         "peak_mb": round(cost.peak / MB, 1),
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
-        "saved_mb": round(sum(p.data.nbytes for p in model.saved_parameters().values()) / MB, 3),
+        "saved_mb": round(sum(array.nbytes for array in model.exported()[1].values()) / MB, 3),
         "loss_curve": curve(result.losses),
         "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),
     }

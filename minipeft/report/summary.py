@@ -22,6 +22,17 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "intrinsic": ("Intrinsic dimension", "d"),
     "head": ("Head only", ""),
 }
+# Further families, shown after these by name.
+OTHERS: Mapping[str, tuple[str, str]] = {
+    "bitfit": ("BitFit", ""),
+    "dora": ("DoRA", "r"),
+    "ia3": ("(IA)³", ""),
+    "loraplus": ("LoRA+", "r"),
+    "pissa": ("PiSSA", "r"),
+    "prefix": ("Prefix tuning", "n"),
+    "prompt": ("Prompt tuning", "n"),
+    "vera": ("VeRA", "r"),
+}
 
 Curve = tuple[tuple[int, float], ...]
 Norms = tuple[tuple[str, float], ...]
@@ -82,7 +93,7 @@ class Summary:
     @property
     def setting_label(self) -> str:
         """The setting as the lecture writes it: "r=8", "K=1", "d=1000, dense"; empty where there is none."""
-        symbol = FAMILIES.get(self.method, ("", ""))[1]
+        symbol = {**FAMILIES, **OTHERS}.get(self.method, ("", ""))[1]
         label = self.setting.replace(":", ", ")
         return f"{symbol}={label}" if symbol and label else label
 
@@ -99,7 +110,7 @@ class Summary:
 
 def family_name(method: str) -> str:
     """The display name of a method's family; an unknown family keeps its own."""
-    return FAMILIES.get(method, (method, ""))[0]
+    return {**FAMILIES, **OTHERS}.get(method, (method, ""))[0]
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:

@@ -20,6 +20,7 @@ from minipeft.data import Batch, TrainingSet
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_factor
+from minipeft.peft import PeftModel
 from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
@@ -97,7 +98,8 @@ class Trainer:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
         self.workers = active().useful_workers(config.workers)
-        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        rates = model.method.rates() if isinstance(model, PeftModel) else None
+        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.gradients = ShardedGradients(model, self.optimizer.flat, self.workers)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch

@@ -162,7 +162,17 @@ def test_an_answer_that_is_too_long(submit):
 
 
 def test_answers_of_every_other_kind(submit):
-    for value in ("None", "'text'", "object()", "[[1], [2, 3]]", "float('nan')", "type", "lambda: 1", "{1: 2}", "10**5000"):
+    for value in (
+        "None",
+        "'text'",
+        "object()",
+        "[[1], [2, 3]]",
+        "float('nan')",
+        "type",
+        "lambda: 1",
+        "{1: 2}",
+        "10**5000",
+    ):
         report = submit(in_forward(f"return {value}"))
         assert report.total == 0, value
         assert all(outcome.message for outcome in report.outcomes)
@@ -380,7 +390,9 @@ def test_closed_says_so(submit):
 def test_the_user_nobody_is_enough_to_grade(submit, monkeypatch, tmp_path):
     if os.name != "posix" or os.geteuid() != 0:
         pytest.skip("only root can run a submission as another user")
-    monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], {"user": 65534, "group": 65534, "extra_groups": []}))
+    monkeypatch.setattr(
+        sandbox, "confinement", lambda hidden: ([], {"user": 65534, "group": 65534, "extra_groups": []})
+    )
     try:
         report = submit(SOLVED)
     except (OSError, sandbox.SessionEnded):
