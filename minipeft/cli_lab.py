@@ -196,7 +196,9 @@ def _scoreboard(report: Report, tests: str) -> None:
     from rich.table import Table
 
     lab = report.lab
-    table = Table("task", "tests", "points", "what is missing", title=f"Lab {lab.number}: {lab.title}", title_style="bold")
+    table = Table(
+        "task", "tests", "points", "what is missing", title=f"Lab {lab.number}: {lab.title}", title_style="bold"
+    )
     for task in lab.tasks:
         outcomes = report.of(task)
         if not outcomes:

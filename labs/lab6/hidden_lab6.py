@@ -14,7 +14,11 @@ def test_it_is_tested_on_the_test_rows(lab, mp):
     right, wrong = (ids, guess), (ids, 1 - guess)
     rows = other, zeros(40).astype("int64")
     config = mp.peft.HeadConfig()
-    same(lab.run_cell({}, config, rows, right, 0, 0.01, 5)["accuracy"], 1.0, "without training, the fresh model's guesses")
+    same(
+        lab.run_cell({}, config, rows, right, 0, 0.01, 5)["accuracy"],
+        1.0,
+        "without training, the fresh model's guesses",
+    )
     same(lab.run_cell({}, config, rows, wrong, 0, 0.01, 5)["accuracy"], 0.0, "measure on the test rows")
 
 

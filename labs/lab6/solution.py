@@ -1,7 +1,8 @@
 """Lab 6: the comparison. Read handout.md first.
 
 One pre-trained model, one new task, and every method of this course side by side. `python lab6.py` runs it all, when tasks
-1 to 4 are done: about two minutes on a laptop. Everything of minipeft may be used, except minipeft.experiments and minipeft.report.
+1 to 4 are done: about two minutes on a laptop. Everything of minipeft may be used, except minipeft.experiments and
+minipeft.report.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Rows = tuple[np.ndarray, np.ndarray]  # token ids (n, 8), classes (n,)
 
 
 def make_rows(n: int, seed: int, new: bool = True) -> Rows:
-    """Rows of 8 tokens of 24, in four groups of 6. The old task: which group comes most often? The new one: is group 0 there
-    twice or more?
+    """Rows of 8 tokens of 24, in four groups of 6. The old task: which group comes most often? The new one: is group 0
+    there twice or more?
     """
     ids = np.random.default_rng(seed).integers(1, 25, (n, 8))
     counts = np.stack([((ids - 1) // 6 == group).sum(axis=1) for group in range(4)], axis=1)
@@ -141,10 +142,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def plot(table: list[dict[str, Any]]) -> Figure:
     """Task 3. Accuracy against trainable parameters: a Figure with one axes.
 
-    One `ax.errorbar([x], [y], yerr=..., marker=..., label=method)` a method, x its trained parameters, y its mean accuracy in
-    per cent, the error bar its sd in per cent (none where sd is None). The x axis is logarithmic. Every method has a marker
-    of its own, so that the figure can be read without colours. A legend; axis labels that say "trainable parameters" and
-    "accuracy" with its unit, %.
+    One `ax.errorbar([x], [y], yerr=..., marker=..., label=method)` a method, x its trained parameters, y its mean accuracy
+    in per cent, the error bar its sd in per cent (none where sd is None). The x axis is logarithmic. Every method has a
+    marker of its own, so that the figure can be read without colours. A legend; axis labels that say "trainable parameters"
+    and "accuracy" with its unit, %.
     """
     ### BEGIN SOLUTION 3: a point with an error bar for each method, on a logarithmic axis
     figure = Figure(figsize=(7, 4.5))

@@ -18,13 +18,27 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-REFUSED = frozenset(
-    "ctypes. socket. subprocess. os.system os.exec os.fork os.forkpty os.posix_spawn os.spawn os.startfile pty. os.kill "
-    "os.killpg signal.pthread_kill os.symlink os.link os.chmod os.chown os.lchmod os.setxattr sqlite3. winreg. msvcrt. "
-    "ftplib. smtplib. imaplib. poplib. telnetlib. urllib. http. webbrowser. resource. syslog. fcntl. sys.remote_exec".split()
+REFUSED = frozenset(  # audit events, or all those of a module
+    [
+        *("ctypes.", "socket.", "subprocess.", "pty.", "sqlite3.", "winreg.", "msvcrt.", "urllib.", "http.", "ftplib."),
+        *("smtplib.", "imaplib.", "poplib.", "webbrowser.", "resource.", "syslog.", "fcntl.", "sys.remote_exec"),
+        *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill"),
+        *(
+            "os.killpg",
+            "signal.pthread_kill",
+            "os.symlink",
+            "os.link",
+            "os.chmod",
+            "os.chown",
+            "os.lchmod",
+            "os.setxattr",
+        ),
+    ]
 )
 READS = frozenset(("os.listdir", "os.scandir", "os.walk", "os.fwalk", "glob.glob", "os.chdir"))
 WRITES = frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.utime", "shutil.rmtree"))
+HARMLESS = frozenset((os.devnull, "/dev/urandom", "/dev/random"))
+NONE = type(None)
 NATIVE = frozenset(("_ctypes", "ctypes", "_posixsubprocess", "_multiprocessing", "_winapi"))
 
 
@@ -38,9 +52,9 @@ def set_limits(megabytes: int, seconds: float) -> None:
         import resource
     except ImportError:
         return
-    limits = ((resource.RLIMIT_CPU, int(seconds) + 5), (resource.RLIMIT_FSIZE, 10_000_000), (resource.RLIMIT_CORE, 0))
+    limits = [(resource.RLIMIT_CPU, int(seconds) + 5), (resource.RLIMIT_FSIZE, 10_000_000), (resource.RLIMIT_CORE, 0)]
     if sys.platform == "linux":  # elsewhere it counts what is never touched
-        limits = (*limits, (resource.RLIMIT_AS, megabytes * 1_000_000))
+        limits.append((resource.RLIMIT_AS, megabytes * 1_000_000))
     for which, limit in limits:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(which, (limit, limit))
@@ -166,7 +180,7 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
             closed += (os.path.join(parent, "__pycache__", name.removesuffix(".py")) + ".",)
     own = tuple({folder, os.path.realpath(folder)})
 
-    def hook(  # noqa: PLR0913
+    def hook(
         event: str,
         args: Any,
         allowed: Any = allowed,
@@ -183,9 +197,9 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
         text: Any = str,
         raw: Any = bytes,
         whole: Any = int,
-        none: Any = type(None),
+        none: Any = NONE,
         no: Any = PermissionError,
-        null: Any = frozenset((os.devnull, "/dev/urandom", "/dev/random")),
+        null: Any = HARMLESS,
         writing: int = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND,
     ) -> None:
         if event in refused or event.partition(".")[0] + "." in refused:

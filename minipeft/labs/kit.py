@@ -35,6 +35,11 @@ def draw(*shape: int, seed: int = 0, dtype: str = "float64") -> Array:
     return active().xp.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
+def array(values: Any) -> Array:
+    """Numbers that the test gives itself, in float64."""
+    return active().xp.asarray(values, dtype="float64")
+
+
 def whole(low: int, high: int, *shape: int, seed: int = 0) -> Array:
     """Whole numbers from `low` up to, without, `high`."""
     return active().xp.random.default_rng(seed).integers(low, high, shape)

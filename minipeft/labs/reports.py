@@ -58,7 +58,9 @@ def junit(report: Report) -> str:
         sizes = {"tests": str(len(outcomes)), "failures": str(failed), "errors": "0"}
         suite = ET.SubElement(root, "testsuite", name=f"task {task.number}: {task.title}", **sizes)
         for outcome in outcomes:
-            case = ET.SubElement(suite, "testcase", classname=f"lab{report.lab.number}_{task.number}", name=outcome.name)
+            case = ET.SubElement(
+                suite, "testcase", classname=f"lab{report.lab.number}_{task.number}", name=outcome.name
+            )
             if outcome.message is not None:
                 ET.SubElement(case, "failure", message=_printable(outcome.message))
     ET.indent(root)
@@ -89,4 +91,6 @@ def _printable(text: str) -> str:
 
 def _not_a_formula(cell: Any) -> Any:
     """A text that a spreadsheet would compute, quoted."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") and not cell[1:2].isdigit() else cell
+    return (
+        f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") and not cell[1:2].isdigit() else cell
+    )

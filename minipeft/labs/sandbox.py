@@ -1,6 +1,6 @@
 """A submission's process, seen from the grader: started, asked, timed and ended here; whatever it does, this side goes on.
 
-The tests hold `Remote` objects. What they do to them is done over there, and the plain values that come back are judged here.
+The tests hold `Remote` objects. What they do to them is done over there; the plain values that come back are judged here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from minipeft.labs.spec import Lab
 from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, to_line, unpack
 
 CLOSED = "{} is what this lab asks you to write, so it is closed while the lab is checked"
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "USERPROFILE",
+)  # of the environment; no tokens, no keys
 GRACE = 30.0  # seconds for Python, NumPy and what the lab loads
 
 
@@ -65,6 +73,7 @@ class Remote:
         self._session.ask(self._number, "set", (value,), name=name)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Call it over there."""
         return self._session.ask(self._number, "call", inputs, options)
 
     def __getitem__(self, index: Any) -> Any:
@@ -74,7 +83,10 @@ class Remote:
         return iter(self._session.ask(self._number, "iter"))
 
     def __len__(self) -> int:
-        return int(self._session.ask(self._number, "len"))
+        try:
+            return int(self._session.ask(self._number, "len"))
+        except SubmissionError as error:
+            raise TypeError(error.told) from None  # what `list` expects of a generator
 
     def __add__(self, other: Any) -> Any:
         return self._session.ask(self._number, "get", name="__add__")(other)
@@ -101,30 +113,35 @@ class Session:
 
     def __init__(self, lab: Lab, file: Path, seconds: float) -> None:
         self.name, self.printed, self.ended = lab.name, "", ""
+        command, user = confinement(lab.folder.parent.resolve())  # where the hidden tests of all labs lie
         self._folder = tempfile.TemporaryDirectory(prefix="minipeft-lab-")
         folder = Path(self._folder.name).resolve()
-        folder.chmod(0o755)
-        (folder / "work").mkdir(mode=0o777)
-        (folder / "work").chmod(0o777)
-        copy = folder / "work" / file.name
-        shutil.copyfile(file, copy)
-        command, user = confinement(lab.folder.parent.resolve())  # where the hidden tests of all labs lie
-        self._process = subprocess.Popen(
-            [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=_environment(folder),
-            start_new_session=os.name == "posix",
-            **user,
-        )
+        work = folder / "work"
+        copy = work / file.name
+        try:
+            work.mkdir()
+            folder.chmod(0o755)
+            work.chmod(0o777)  # for the user that it runs as
+            shutil.copyfile(file, copy)
+            self._process = subprocess.Popen(
+                [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env=_environment(folder),
+                start_new_session=os.name == "posix",
+                **user,
+            )
+        except OSError:
+            self._folder.cleanup()
+            raise
         self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         setting = {
             "file": str(copy),
-            "folder": str(copy.parent),
+            "folder": str(work),
             "name": lab.name,
             "closed": lab.closed,
             "loads": lab.loads,
@@ -231,11 +248,17 @@ class Session:
 
 def _environment(folder: Path) -> dict[str, str]:
     """What the process knows of ours: where Python's modules are, and one thread."""
-    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path and Path(path).exists())
-    work = {"HOME": str(folder / "work"), "MPLCONFIGDIR": str(folder / "work"), "TMPDIR": str(folder / "work")}
-    return {**kept, **threads, **work, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    return {
+        **kept,
+        **threads,
+        "TMPDIR": str(folder / "work"),
+        "PYTHONPATH": paths,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+    }
 
 
 @functools.cache

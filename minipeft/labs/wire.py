@@ -1,7 +1,7 @@
 """How the grader and a submission's process talk: one JSON line each way, and never pickle.
 
-Numbers, texts, lists, tuples, dicts and arrays of numbers go by value; any other object stays where it is, and a number that
-stands for it goes in its place.
+Numbers, texts, lists, tuples, dicts and arrays of numbers go by value; any other object stays where it is, and a
+number that stands for it goes in its place.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,25 +14,67 @@ import pytest
 
 from minipeft.labs import sandbox
 from minipeft.labs.grade import grade
-from minipeft.labs.release import starter
-from minipeft.labs.spec import all_labs
+from minipeft.labs.spec import read_lab
 
-ROOT = Path(__file__).parents[2] / "labs"
-LAB = all_labs(ROOT)[3]
-QUICK = dataclasses.replace(LAB, seconds=2.5)
-SOLVED = LAB.solution().read_text(encoding="utf-8")
-FORWARD = "        y = self.linear(x)\n"  # the first line of task 1
 QUIET = {"on_task": lambda task: None}
+SPEC = """number = 9
+title = "a lab for these tests"
+minutes = 60
+seconds = 2.0
+megabytes = 1500
+closed = ["minipeft.peft"]
+[[tasks]]
+title = "twice"
+points = 60
+[[tasks]]
+title = "thrice"
+points = 40
+"""
+SOLVED = """from __future__ import annotations
+import numpy as np
+def twice(x):
+    ### BEGIN SOLUTION 1: return twice x
+    return 2.0 * x
+    ### END SOLUTION
+def thrice(x):
+    ### BEGIN SOLUTION 2: return three times x
+    return 3.0 * x
+    ### END SOLUTION
+"""
+TESTS = """from minipeft.labs.kit import close, draw, task
+@task(1)
+def test_two(lab):
+    close(lab.twice(draw(3)), 2 * draw(3), "twice x")
+@task(2)
+def test_three(lab):
+    close(lab.thrice(draw(3)), 3 * draw(3), "three times x")
+"""
+HIDDEN = """from minipeft.labs.kit import close, draw, task
+@task(1)
+def test_two_of_others(lab):
+    close(lab.twice(draw(2, 2, seed=1)), 2 * draw(2, 2, seed=1), "twice x")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A small lab of two tasks in a folder of its own."""
+    folder = tmp_path_factory.mktemp("labs") / "lab9"
+    folder.mkdir()
+    files = {"lab.toml": SPEC, "solution.py": SOLVED, "test_lab9.py": TESTS, "hidden_lab9.py": HIDDEN}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return read_lab(folder)
 
 
 @pytest.fixture
-def submit(tmp_path):
-    """Grades a source as lab 3, by one task alone unless told otherwise; gives the report."""
+def submit(lab, tmp_path):
+    """Grades a source, by task 1 alone unless told otherwise; gives the report."""
 
-    def run(source, only=1, lab=QUICK, **files):
+    def run(source, only=1):
         folder = tmp_path / "submission"
         folder.mkdir(exist_ok=True)
-        (folder / "lab3.py").write_text(source, encoding="utf-8")
+        (folder / "lab9.py").write_text(source, encoding="utf-8")
         return grade(lab, folder, only=only, **QUIET)
 
     return run
@@ -39,20 +82,21 @@ def submit(tmp_path):
 
 def at_import(code):
     """The solved lab with some code before it."""
-    assert "from __future__ import annotations\n" in SOLVED
-    return SOLVED.replace("from __future__ import annotations\n", f"from __future__ import annotations\n{code}\n", 1)
+    return SOLVED.replace("import numpy as np\n", f"import numpy as np\n{code}\n", 1)
 
 
-def in_forward(code):
-    """The solved lab with some code at the beginning of `forward`, which task 1 and task 3 call."""
-    assert SOLVED.count(FORWARD) == 1
-    lines = "".join(f"        {line}\n" for line in code.splitlines())
-    return SOLVED.replace(FORWARD, lines + FORWARD)
+def in_task_1(code):
+    """The solved lab with some code at the beginning of task 1."""
+    lines = "".join(f"    {line}\n" for line in code.splitlines())
+    return SOLVED.replace("    ### BEGIN SOLUTION 1", lines + "    ### BEGIN SOLUTION 1")
+
+
+NOT_1, NOT_2 = (f'raise NotImplementedError("Lab 9, task {number}")' for number in (1, 2))
 
 
 def unsolved(code):
     """The starter with some code at its end: whatever it does, no task is solved."""
-    return f"{starter(SOLVED, LAB)}\n{code}\n"
+    return f"{SOLVED.replace('return 2.0 * x', NOT_1).replace('return 3.0 * x', NOT_2)}\n{code}\n"
 
 
 def all_failed(report, *says):
@@ -63,16 +107,21 @@ def all_failed(report, *says):
 
 
 def test_the_solution_gets_all_points_and_the_same_report_twice(submit):
-    first = submit(SOLVED, None, LAB)
-    assert first.total == 100, [o for o in first.outcomes if not o.passed]
-    assert submit(SOLVED, None, LAB) == first
+    first = submit(SOLVED, None)
+    assert first.total == 100, first.outcomes
+    assert submit(SOLVED, None) == first
 
 
-def test_the_starter_gets_none(submit):
+def test_without_a_solution_there_are_no_points(submit):
     report = submit(unsolved(""), None)
     assert report.total == 0
-    for outcome in report.outcomes:
-        assert outcome.message.startswith(f"Lab 3, task {outcome.task}: ")
+    assert [outcome.message for outcome in report.outcomes] == ["Lab 9, task 1"] * 2 + ["Lab 9, task 2"]
+
+
+def test_partial_credit(submit):
+    report = submit(in_task_1("if x.ndim == 2: return x"), None)
+    assert report.total == 70
+    assert [outcome.passed for outcome in report.outcomes] == [True, False, True]
 
 
 # ---- ending, hanging, flooding
@@ -80,12 +129,11 @@ def test_the_starter_gets_none(submit):
 
 def test_an_infinite_loop_costs_its_task_alone(submit):
     began = time.monotonic()
-    report = submit(in_forward("while True:\n    pass"), None)
-    assert time.monotonic() - began < 40
-    loop, count = LAB.tasks[0], LAB.tasks[3]
-    assert report.score(loop) == 0
-    assert report.score(count) == count.points
-    assert "did not finish in the time" in report.of(loop)[0].message
+    report = submit(in_task_1("while True:\n    pass"), None)
+    assert time.monotonic() - began < 30
+    assert report.total == 40
+    assert "did not finish in the time" in report.outcomes[0].message
+    assert "took all the time" in report.outcomes[1].message
 
 
 def test_an_infinite_loop_at_import(submit):
@@ -94,15 +142,15 @@ def test_an_infinite_loop_at_import(submit):
 
 @pytest.mark.parametrize("way", ["import sys; sys.exit(0)", "raise SystemExit", "raise KeyboardInterrupt", "quit()"])
 def test_ending_the_program_is_a_failure(submit, way):
-    report = submit(in_forward(way))
+    report = submit(in_task_1(way))
     all_failed(report, "ended the program", "NameError")  # quit() is there only where `site` puts it
 
 
 @pytest.mark.parametrize("way", ["os._exit(0)", "os.abort()", "os.kill(os.getpid(), 9)", "os.killpg(0, 9)"])
 def test_ending_the_process_is_a_failure_and_the_grader_goes_on(submit, way):
-    report = submit(in_forward(f"import os\n{way}"), None)
-    assert report.score(LAB.tasks[0]) == 0
-    assert report.score(LAB.tasks[3]) == LAB.tasks[3].points
+    report = submit(in_task_1(f"import os\n{way}"), None)
+    assert report.total == 40
+    assert [outcome.passed for outcome in report.outcomes] == [False, False, True]
 
 
 def test_an_exit_at_import(submit):
@@ -111,7 +159,7 @@ def test_an_exit_at_import(submit):
 
 
 def test_an_exception_at_import(submit):
-    all_failed(submit(at_import("1 / 0")), "cannot be imported: ZeroDivisionError: division by zero (lab3.py, line")
+    all_failed(submit(at_import("1 / 0")), "cannot be imported: ZeroDivisionError: division by zero (lab9.py, line")
 
 
 @pytest.mark.parametrize("source", ["def f(:\n", "\x00", "return 1\n", "é" * 10, "import nothing_of_that_name\n", ""])
@@ -121,49 +169,49 @@ def test_a_file_that_is_no_lab(submit, source):
     assert all(outcome.message for outcome in report.outcomes)
 
 
-def test_a_missing_file_and_an_empty_folder(tmp_path):
-    all_failed(grade(LAB, tmp_path, **QUIET), "lab3.py is missing")
-    all_failed(grade(LAB, tmp_path / "nowhere", **QUIET), "lab3.py is missing")
+def test_a_missing_file_and_an_empty_folder(lab, tmp_path):
+    all_failed(grade(lab, tmp_path, **QUIET), "lab9.py is missing")
+    all_failed(grade(lab, tmp_path / "nowhere", **QUIET), "lab9.py is missing")
 
 
-def test_a_folder_in_the_place_of_the_file(tmp_path):
-    (tmp_path / "lab3.py").mkdir()
-    all_failed(grade(LAB, tmp_path, **QUIET), "not a plain file")
+def test_a_folder_in_the_place_of_the_file(lab, tmp_path):
+    (tmp_path / "lab9.py").mkdir()
+    all_failed(grade(lab, tmp_path, **QUIET), "not a plain file")
 
 
-def test_a_link_to_the_solution_is_not_followed(tmp_path):
-    (tmp_path / "lab3.py").symlink_to(LAB.solution())
-    all_failed(grade(LAB, tmp_path, **QUIET), "not a plain file")
+def test_a_link_to_the_solution_is_not_followed(lab, tmp_path):
+    (tmp_path / "lab9.py").symlink_to(lab.solution())
+    all_failed(grade(lab, tmp_path, **QUIET), "not a plain file")
 
 
 def test_a_huge_print_costs_nothing_but_is_cut(submit):
-    report = submit(in_forward("import os\nprint('x' * 10**7)\nos.write(1, b'y' * 10**7); os.write(2, b'z' * 10**7)"))
+    report = submit(in_task_1("import os\nprint('x' * 10**7)\nos.write(1, b'y' * 10**7); os.write(2, b'z' * 10**7)"))
     assert all(outcome.passed for outcome in report.outcomes), report.outcomes
     assert 0 < len(report.printed) <= 4000
 
 
 def test_printing_without_an_end(submit):
-    all_failed(submit(in_forward("while True:\n    print('x' * 1000)")), "did not finish", "took all the time")
+    all_failed(submit(in_task_1("while True:\n    print('x' * 1000)")), "did not finish", "took all the time")
 
 
 def test_too_much_memory(submit):
-    report = submit(in_forward("x = np.ones(10**10)"))
+    report = submit(in_task_1("x = np.ones(10**10)"))
     if sys.platform == "linux":
         all_failed(report, "more memory than the lab allows")
 
 
 def test_recursion_without_an_end(submit):
-    all_failed(submit(in_forward("return self.forward(x)")), "RecursionError")
+    all_failed(submit(in_task_1("return twice(x)")), "RecursionError")
 
 
 def test_an_answer_that_is_too_long(submit):
-    report = submit(in_forward("return np.ones(2 * 10**7)"), lab=LAB)
+    report = submit(in_task_1("return np.ones(7 * 10**6)"))
     assert report.total == 0
 
 
 def test_answers_of_every_other_kind(submit):
-    for value in ("None", "'text'", "object()", "[[1], [2, 3]]", "float('nan')", "type", "lambda: 1", "{1: 2}", "10**5000"):
-        report = submit(in_forward(f"return {value}"))
+    for value in ("None", "'text'", "object(), object()", "[[1], [2, 3]]", "[float('nan')] * 3, lambda: 1", "10**5000"):
+        report = submit(in_task_1(f"return {value}"))
         assert report.total == 0, value
         assert all(outcome.message for outcome in report.outcomes)
 
@@ -194,11 +242,11 @@ def read_attempts(path):
 
 @pytest.mark.parametrize("confined", [True, False], ids=["as it is", "by the watch alone"])
 @pytest.mark.parametrize("which", ["solution", "hidden_tests"])
-def test_the_solution_and_the_hidden_tests_cannot_be_read(submit, monkeypatch, which, confined):
+def test_the_solution_and_the_hidden_tests_cannot_be_read(lab, submit, monkeypatch, which, confined):
     """The submission does its own task right, but only if it can read: so each pass would be a leak."""
     if not confined:
         monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], {}))
-    attempts = read_attempts(str(getattr(LAB, which)()))
+    attempts = read_attempts(str(getattr(lab, which)()))
     code = ["got = []"]
     for attempt in attempts:
         code += ["try:", f"    {attempt}", f"    got.append({attempt!r})", "except BaseException: pass"]
@@ -207,9 +255,9 @@ def test_the_solution_and_the_hidden_tests_cannot_be_read(submit, monkeypatch, w
     assert "read: []" in report.printed, report.printed
 
 
-def test_with_the_solution_at_hand_a_starter_still_gets_nothing(submit):
+def test_with_the_solution_at_hand_a_starter_still_gets_nothing(lab, submit):
     """Import the reference, or run it from wherever it may lie."""
-    path = str(LAB.solution())
+    path = str(lab.solution())
     code = f"""
 import sys, importlib.util
 sys.path.insert(0, {os.path.dirname(path)!r})
@@ -248,12 +296,12 @@ def test_no_network_no_processes_no_other_places(submit, code):
     assert not Path("/tmp/minipeft-lab-was-here").exists()
 
 
-def test_the_watch_cannot_be_talked_into_anything(submit):
-    path = str(LAB.solution())
+def test_the_watch_cannot_be_talked_into_anything(lab, submit):
+    path = str(lab.solution())
     code = f"""
 import builtins, gc, os, posixpath, sys
 posixpath.realpath = os.path.realpath = lambda path, **options: os.getcwd()
-builtins.isinstance = lambda *inputs: True
+real, builtins.isinstance = builtins.isinstance, lambda *inputs: True
 class Path(str):
     def startswith(self, *inputs): return True
     def split(self, *inputs): return []
@@ -272,6 +320,7 @@ for place in (Path({path!r}), {path!r}, {path!r}.encode()):
         open(place).read()
         got.append(place)
     except BaseException: pass
+builtins.isinstance = real
 print("got:", got)
 """
     report = submit(at_import(code.strip()))
@@ -305,17 +354,17 @@ class Always(float):
     def __sub__(self, other): return Always(0)
     __ne__ = __lt__ = __gt__ = lambda self, other: False
     __le__ = __ge__ = __eq__
-LoRALinear.forward = lambda self, x: type("T", (), {"data": Always(0), "backward": lambda *a: None})()
-count_lora = lambda *a, **k: Always(0)""",
+twice = thrice = lambda x: Always(0)""",
     "the result file": """
 import json
 for path in ("results.json", "/autograder/results/results.json", "../results.json"):
     try:
         open(path, "w").write(json.dumps({"score": 100}))
     except OSError: pass""",
-    "what Tensor computes": """
-from minipeft.autograd import tensor
-Tensor.data = property(lambda self: np.zeros((1, 1)))""",
+    "what minipeft and NumPy compute": """
+from minipeft import Tensor
+Tensor.__init__ = Tensor.backward = lambda *a, **k: None
+np.ndarray = np.zeros""",
     "an answer sent ahead": """
 import gc, io
 for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
@@ -377,17 +426,16 @@ def test_closed_says_so(submit):
 # ---- the layers beneath
 
 
-def test_the_user_nobody_is_enough_to_grade(submit, monkeypatch, tmp_path):
-    if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("only root can run a submission as another user")
-    monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], {"user": 65534, "group": 65534, "extra_groups": []}))
+def test_the_user_nobody_is_enough_to_grade(submit, monkeypatch):
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
     try:
-        report = submit(SOLVED)
-    except (OSError, sandbox.SessionEnded):
-        pytest.skip("nobody cannot read this Python")
-    if "cannot be imported" in (report.outcomes[0].message or ""):
-        pytest.skip("nobody cannot read this Python")
-    assert all(outcome.passed for outcome in report.outcomes)
+        readable = not subprocess.call([sys.executable, "-c", "import numpy, minipeft"], cwd="/", **nobody)
+    except (OSError, ValueError):
+        readable = False
+    if not readable:
+        pytest.skip("not root, or the user nobody cannot read this Python")
+    monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], nobody))
+    assert submit(SOLVED, None).total == 100
 
 
 def test_without_anything_of_the_system_the_result_is_the_same(submit, monkeypatch):
@@ -397,11 +445,9 @@ def test_without_anything_of_the_system_the_result_is_the_same(submit, monkeypat
 
 
 def test_nothing_is_left_behind(submit, tmp_path, monkeypatch):
-    import tempfile
-
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    submit(in_forward("import os\nopen('mine', 'w').write('x')\nos._exit(1)"))
+    submit(in_task_1("import os\nopen('mine', 'w').write('x')\nos._exit(1)"))
     assert not list(place.iterdir())
     shutil.rmtree(place)

@@ -57,7 +57,9 @@ def test_a_point_a_method(lab):
     same(sorted(points), sorted(row["method"] for row in TABLE), "one errorbar a method, label=method, and a legend")
     for row in TABLE:
         x, y, _ = points[row["method"]]
-        close([x, y], [row["trainable"], 100 * row["mean"]], f"{row['method']}: its parameters, its accuracy in per cent")
+        close(
+            [x, y], [row["trainable"], 100 * row["mean"]], f"{row['method']}: its parameters, its accuracy in per cent"
+        )
 
 
 @task(4)
@@ -68,7 +70,11 @@ def test_the_frontier(lab):
 
 @task(4)
 def test_the_cheapest_that_is_good_enough(lab):
-    same(lab.cheapest_within(TABLE, 2.5), "LoRA", "LoRA is 2 points below the best and has the fewest parameters of those")
+    same(
+        lab.cheapest_within(TABLE, 2.5),
+        "LoRA",
+        "LoRA is 2 points below the best and has the fewest parameters of those",
+    )
     same(lab.cheapest_within(TABLE, 1.0), "full", "within 1 point there is only the best itself")
 
 
