@@ -63,7 +63,7 @@ class Child:
     def do(self, message: dict[str, Any]) -> Any:
         """One request: get, set, call, item, iter, len, value, or hold."""
         thing, what = self.held[message["of"]], message["do"]
-        inputs = unpack(message.get("inputs"), self.find) or ()
+        inputs: Any = unpack(message.get("inputs"), self.find)
         if what == "get":
             return getattr(thing, message["name"])
         if what == "set":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.labs.spec import Lab
-from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, to_line, unpack
+from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, plain, to_line, unpack
 
 CLOSED = "{} is what this lab asks you to write, so it is closed while the lab is checked"
 KEPT = (
@@ -188,7 +188,7 @@ class Session:
         return int(vars(thing)["_number"])
 
     def _remote(self, held: Any) -> Remote:
-        return Remote(self, int(held["id"]), str(held["kind"])[:80])
+        return Remote(self, int(held["id"]), plain(held["kind"], 80))
 
     def _exchange(self, message: dict[str, Any]) -> Any:
         if self.ended:
@@ -206,12 +206,12 @@ class Session:
             self._end("your code ended the program (a crash, os._exit, too much processor time, or too long an answer)")
         try:
             answer = from_line(line)
-            self.printed += str(answer.get("printed", ""))[:4000]
+            self.printed += plain(answer.get("printed", ""), 4000)
             if "error" in answer:
-                kinds = [str(kind)[:80] for kind in answer["error"]] or ["Error"]
+                kinds = [plain(kind, 80) for kind in answer["error"]] or ["Error"]
                 line_number = answer.get("line")
                 where = line_number if isinstance(line_number, int) else None
-                raise SubmissionError(kinds, str(answer.get("message"))[:500], where, self.name)
+                raise SubmissionError(kinds, plain(answer.get("message"), 500), where, self.name)
             return unpack(answer["ok"], self._remote)
         except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise SubmissionError(["WireError"], str(error)[:500], None, self.name) from None
@@ -281,7 +281,11 @@ def confinement(hidden: Path) -> tuple[list[str], dict[str, Any]]:
         with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
             environment = _environment(Path(folder))
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            quiet: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.DEVNULL,
+                "stderr": subprocess.DEVNULL,
+            }
             if not subprocess.call([*command, *check], cwd=folder, env=environment, timeout=60, **quiet, **user):
                 return command, user
     return [], {}

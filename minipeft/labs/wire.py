@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,11 @@ def unpack(value: Any, find: Callable[[Any], Any]) -> Any:
         return find(value["held"])
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"an answer is not of the agreed form ({type(error).__name__})") from None
+
+
+def plain(text: Any, most: int) -> str:
+    """The beginning of a text from over there, without what a terminal or XML would take for something else."""
+    return re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]", "?", str(text)[:most])
 
 
 def to_line(message: dict[str, Any]) -> bytes:

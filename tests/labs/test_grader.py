@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,57 +15,16 @@ import pytest
 
 from minipeft.labs import sandbox
 from minipeft.labs.grade import grade
-from minipeft.labs.spec import read_lab
+from minipeft.labs.spec import all_labs
 
 QUIET = {"on_task": lambda task: None}
-SPEC = """number = 9
-title = "a lab for these tests"
-minutes = 60
-seconds = 2.0
-megabytes = 1500
-closed = ["minipeft.peft"]
-[[tasks]]
-title = "twice"
-points = 60
-[[tasks]]
-title = "thrice"
-points = 40
-"""
 SOLVED = """from __future__ import annotations
 import numpy as np
 def twice(x):
-    ### BEGIN SOLUTION 1: return twice x
     return 2.0 * x
-    ### END SOLUTION
 def thrice(x):
-    ### BEGIN SOLUTION 2: return three times x
     return 3.0 * x
-    ### END SOLUTION
 """
-TESTS = """from minipeft.labs.kit import close, draw, task
-@task(1)
-def test_two(lab):
-    close(lab.twice(draw(3)), 2 * draw(3), "twice x")
-@task(2)
-def test_three(lab):
-    close(lab.thrice(draw(3)), 3 * draw(3), "three times x")
-"""
-HIDDEN = """from minipeft.labs.kit import close, draw, task
-@task(1)
-def test_two_of_others(lab):
-    close(lab.twice(draw(2, 2, seed=1)), 2 * draw(2, 2, seed=1), "twice x")
-"""
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A small lab of two tasks in a folder of its own."""
-    folder = tmp_path_factory.mktemp("labs") / "lab9"
-    folder.mkdir()
-    files = {"lab.toml": SPEC, "solution.py": SOLVED, "test_lab9.py": TESTS, "hidden_lab9.py": HIDDEN}
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return read_lab(folder)
 
 
 @pytest.fixture
@@ -88,7 +48,7 @@ def at_import(code):
 def in_task_1(code):
     """The solved lab with some code at the beginning of task 1."""
     lines = "".join(f"    {line}\n" for line in code.splitlines())
-    return SOLVED.replace("    ### BEGIN SOLUTION 1", lines + "    ### BEGIN SOLUTION 1")
+    return SOLVED.replace("    return 2.0 * x\n", lines + "    return 2.0 * x\n")
 
 
 NOT_1, NOT_2 = (f'raise NotImplementedError("Lab 9, task {number}")' for number in (1, 2))
@@ -243,16 +203,10 @@ def read_attempts(path):
 @pytest.mark.parametrize("confined", [True, False], ids=["as it is", "by the watch alone"])
 @pytest.mark.parametrize("which", ["solution", "hidden_tests"])
 def test_the_solution_and_the_hidden_tests_cannot_be_read(lab, submit, monkeypatch, which, confined):
-    """The submission does its own task right, but only if it can read: so each pass would be a leak."""
     if not confined:
         monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], {}))
-    attempts = read_attempts(str(getattr(lab, which)()))
-    code = ["got = []"]
-    for attempt in attempts:
-        code += ["try:", f"    {attempt}", f"    got.append({attempt!r})", "except BaseException: pass"]
-    report = submit(at_import("\n".join(["import numpy as np", *code, "print('read:', got)"])))
-    assert report.total > 0, report.outcomes
-    assert "read: []" in report.printed, report.printed
+    printed = attempts_that_work(submit, read_attempts(str(getattr(lab, which)())))
+    assert "done: []" in printed, printed
 
 
 def test_with_the_solution_at_hand_a_starter_still_gets_nothing(lab, submit):
@@ -273,26 +227,35 @@ except BaseException:
     assert submit(unsolved(code), None).total == 0
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import socket; socket.socket()",
-        "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')",
-        "import subprocess; subprocess.run(['true'])",
-        "import os; os.system('true')",
-        "import os; os.fork()",
-        "import multiprocessing; p = multiprocessing.Process(target=print); p.start()",
-        "import ctypes; ctypes.CDLL(None)",
-        "import _posixsubprocess; _posixsubprocess.fork_exec",
-        "open('/tmp/minipeft-lab-was-here', 'w')",
-        "import os; os.remove(__import__('numpy').__file__)",
-        "import os; os.kill(os.getppid(), 9)",
-        "import torch",
-        "import scipy.linalg",
-    ],
-)
-def test_no_network_no_processes_no_other_places(submit, code):
-    all_failed(submit(at_import(code)), "cannot be imported: ")
+ELSEWHERE = [
+    "import socket; socket.socket()",
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')",
+    "import subprocess; subprocess.run(['true'])",
+    "import os; os.system('true')",
+    "import os; os._exit(0) if os.fork() else None",
+    "import multiprocessing; multiprocessing.Process(target=print).start()",
+    "import ctypes; ctypes.CDLL(None)",
+    "import _posixsubprocess; _posixsubprocess.fork_exec",
+    "open('/tmp/minipeft-lab-was-here', 'w')",
+    "import os; os.remove(np.__file__)",
+    "import os; os.kill(os.getppid(), 9)",
+    "import torch",
+    "import scipy.linalg",
+]
+
+
+def attempts_that_work(submit, attempts):
+    """Which of some attempts a submission gets away with; each one raises where it is stopped."""
+    code = ["got = []"]
+    for attempt in attempts:
+        code += ["try:", f"    {attempt}", f"    got.append({attempt!r})", "except BaseException: pass"]
+    report = submit(at_import("\n".join([*code, "print('done:', got)"])))
+    assert all(outcome.passed for outcome in report.outcomes), report.outcomes
+    return report.printed
+
+
+def test_no_network_no_processes_no_other_places(submit):
+    assert "done: []" in attempts_that_work(submit, ELSEWHERE)
     assert not Path("/tmp/minipeft-lab-was-here").exists()
 
 
@@ -383,7 +346,7 @@ for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]
 
 @pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES.keys())
 def test_patching_gains_nothing(submit, patch):
-    report = submit(unsolved(patch.strip()), None)
+    report = submit(unsolved(patch.strip()))
     assert report.total == 0, [outcome for outcome in report.outcomes if outcome.passed]
 
 
@@ -400,22 +363,35 @@ def test_minipeft_on_the_disk_is_as_before(submit):
 # ---- the library's own implementation
 
 
+OWN = [
+    "from minipeft.peft.lora import LoRALinear",
+    "import minipeft; minipeft.peft.lora.LoRALinear",
+    "import minipeft.peft",
+    "from minipeft.cost.count import count",
+    "import importlib; importlib.import_module('minipeft.peft.lora').LoRALinear",
+    "import sys; sys.meta_path = sys.meta_path[1:]; from minipeft.peft.lora import LoRALinear",
+    "import minipeft, pathlib; exec((pathlib.Path(minipeft.__file__).parent / 'peft' / 'lora.py').read_text())",
+    "import minipeft.labs.kit",
+]
+
+
+def test_the_librarys_own_implementation_is_closed(submit):
+    assert "done: []" in attempts_that_work(submit, OWN)
+
+
 @pytest.mark.parametrize(
-    "code",
-    [
-        "from minipeft.peft.lora import LoRALinear",
-        "import minipeft; LoRALinear = minipeft.peft.lora.LoRALinear",
-        "import minipeft.peft",
-        "from minipeft.cost.count import count",
-        "import importlib; LoRALinear = importlib.import_module('minipeft.peft.lora').LoRALinear",
-        "import sys; sys.meta_path = sys.meta_path[1:]; from minipeft.peft.lora import LoRALinear",
-        "import minipeft, pathlib; exec((pathlib.Path(minipeft.__file__).parent / 'peft' / 'lora.py').read_text())",
-    ],
+    "name", ["functional.attention(x, x, x, 1)", "nn.LayerNorm(2)(x)", "nn.Block", "functional.softmax(x)"]
 )
-def test_the_librarys_own_implementation_is_closed(submit, code):
-    report = submit(unsolved(code))
-    assert report.total == 0
-    assert "cannot be imported" in report.outcomes[0].message
+def test_a_single_function_can_be_closed(lab, tmp_path, name):
+    """As lab 2 closes attention, and leaves softmax open; what is closed says so."""
+    closed = dataclasses.replace(lab, closed=all_labs(Path(__file__).parents[2] / "labs")[2].closed)
+    code = f"import minipeft\nfrom minipeft import functional, nn\nx = minipeft.Tensor(np.ones((1, 2, 2)))\n{name}.data"
+    (tmp_path / "lab9.py").write_text(at_import(code))
+    report = grade(closed, tmp_path, only=1, **QUIET)
+    if "softmax" in name:
+        assert report.total == 60
+    else:
+        all_failed(report, "is what this lab asks you to write")
 
 
 def test_closed_says_so(submit):
