@@ -115,6 +115,7 @@ def main() -> None:
     minipeft = sys.modules.get("minipeft") if "minipeft" not in setting["closed"] else None
     package = os.path.dirname(sys.modules["minipeft"].__file__ or "")
     refused = close_parts(tuple(setting["closed"]), setting["message"])
+    gc.collect()  # what was taken away is in no list of objects either
     refused.append(os.path.join(package, "labs"))
     os.chdir(folder)
     watch(folder, [*readable_places(), package], refused)

@@ -7,7 +7,6 @@ Python code can remove it. Beneath it `sandbox.py` asks the operating system for
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import importlib.util
 import os
@@ -112,9 +111,7 @@ def close_parts(closed: tuple[str, ...], message: str) -> list[str]:
             del sys.modules[name]
     for thing, stand_in in things:  # where modules that stay have imported them
         _replace_everywhere(thing, stand_in)
-    things.clear()
     sys.meta_path.insert(0, _Finder(tuple(modules), message))
-    gc.collect()
     return files
 
 

@@ -66,7 +66,7 @@ STEP = """      - name: "Task {task}: {title}"
           test-name: "Task {task}"
           command: minipeft lab check . --task {task}
           timeout: 5
-          max-score: {points:g}
+          max-score: {points:.0f}
 """
 
 

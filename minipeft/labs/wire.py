@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from minipeft.backend import active
+import numpy as np
 
 MOST_BYTES = 64_000_000  # of a line
 DTYPES = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
@@ -34,8 +34,8 @@ def pack(value: Any, hold: Callable[[Any], Any]) -> Any:
         return {"list" if isinstance(value, list) else "tuple": [pack(item, hold) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[pack(key, hold), pack(item, hold)] for key, item in value.items()]}
-    if isinstance(value, active().xp.ndarray | active().xp.generic) and str(value.dtype) in DTYPES:
-        array = active().xp.ascontiguousarray(value)
+    if isinstance(value, np.ndarray | np.generic) and str(value.dtype) in DTYPES:
+        array = np.ascontiguousarray(value)
         data = base64.b64encode(array.tobytes()).decode()
         return {"array": data, "dtype": str(array.dtype), "shape": list(value.shape)}
     return {"held": hold(value)}
@@ -61,7 +61,7 @@ def unpack(value: Any, find: Callable[[Any], Any]) -> Any:
         if "array" in value:
             if value["dtype"] not in DTYPES:
                 raise WireError(f"an array of {value['dtype']} cannot be sent")
-            flat = active().xp.frombuffer(base64.b64decode(value["array"]), dtype=value["dtype"])
+            flat = np.frombuffer(base64.b64decode(value["array"]), dtype=value["dtype"])
             return flat.reshape([int(n) for n in value["shape"]]).copy()
         return find(value["held"])
     except (KeyError, TypeError, ValueError) as error:

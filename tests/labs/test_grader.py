@@ -17,7 +17,7 @@ from minipeft.labs import sandbox
 from minipeft.labs.grade import grade
 from minipeft.labs.spec import all_labs
 
-QUIET = {"on_task": lambda task: None}
+ROOT = Path(__file__).parents[2] / "labs"
 SOLVED = """from __future__ import annotations
 import numpy as np
 def twice(x):
@@ -35,7 +35,7 @@ def submit(lab, tmp_path):
         folder = tmp_path / "submission"
         folder.mkdir(exist_ok=True)
         (folder / "lab9.py").write_text(source, encoding="utf-8")
-        return grade(lab, folder, only=only, **QUIET)
+        return grade(lab, folder, only=only)
 
     return run
 
@@ -84,6 +84,18 @@ def test_partial_credit(submit):
     assert [outcome.passed for outcome in report.outcomes] == [True, False, True]
 
 
+@pytest.mark.parametrize("number", range(1, 7))
+def test_the_solution_of_every_lab_gets_a_hundred(number, tmp_path):
+    """Through the grader as it is: closed in, task by task."""
+    course = all_labs(ROOT)[number]
+    shutil.copy(course.solution(), tmp_path / f"{course.name}.py")
+    if (course.folder / "answers.md").exists():
+        shutil.copy(course.folder / "answers.md", tmp_path)
+    report = grade(course, tmp_path)
+    assert [outcome for outcome in report.outcomes if not outcome.passed] == []
+    assert report.total == 100
+
+
 # ---- ending, hanging, flooding
 
 
@@ -130,18 +142,18 @@ def test_a_file_that_is_no_lab(submit, source):
 
 
 def test_a_missing_file_and_an_empty_folder(lab, tmp_path):
-    all_failed(grade(lab, tmp_path, **QUIET), "lab9.py is missing")
-    all_failed(grade(lab, tmp_path / "nowhere", **QUIET), "lab9.py is missing")
+    all_failed(grade(lab, tmp_path), "lab9.py is missing")
+    all_failed(grade(lab, tmp_path / "nowhere"), "lab9.py is missing")
 
 
 def test_a_folder_in_the_place_of_the_file(lab, tmp_path):
     (tmp_path / "lab9.py").mkdir()
-    all_failed(grade(lab, tmp_path, **QUIET), "not a plain file")
+    all_failed(grade(lab, tmp_path), "not a plain file")
 
 
 def test_a_link_to_the_solution_is_not_followed(lab, tmp_path):
     (tmp_path / "lab9.py").symlink_to(lab.solution())
-    all_failed(grade(lab, tmp_path, **QUIET), "not a plain file")
+    all_failed(grade(lab, tmp_path), "not a plain file")
 
 
 def test_a_huge_print_costs_nothing_but_is_cut(submit):
@@ -384,10 +396,10 @@ def test_the_librarys_own_implementation_is_closed(submit):
 )
 def test_a_single_function_can_be_closed(lab, tmp_path, name):
     """As lab 2 closes attention, and leaves softmax open; what is closed says so."""
-    closed = dataclasses.replace(lab, closed=all_labs(Path(__file__).parents[2] / "labs")[2].closed)
+    closed = dataclasses.replace(lab, closed=all_labs(ROOT)[2].closed)
     code = f"import minipeft\nfrom minipeft import functional, nn\nx = minipeft.Tensor(np.ones((1, 2, 2)))\n{name}.data"
     (tmp_path / "lab9.py").write_text(at_import(code))
-    report = grade(closed, tmp_path, only=1, **QUIET)
+    report = grade(closed, tmp_path, only=1)
     if "softmax" in name:
         assert report.total == 60
     else:
@@ -397,6 +409,24 @@ def test_a_single_function_can_be_closed(lab, tmp_path, name):
 def test_closed_says_so(submit):
     report = submit(unsolved("from minipeft.peft.lora import LoRALinear"))
     assert "minipeft.peft is what this lab asks you to write" in report.outcomes[0].message
+
+
+def test_what_is_closed_is_nowhere_in_the_memory(lab, tmp_path):
+    """Lab 2's attention and Block, lab 1's everything: in no module, no list of objects, no globals of the runner."""
+    labs = all_labs(ROOT)
+    code = """
+import gc, sys
+runner = vars(sys.modules["__main__"])
+spaces = [runner] + [f.__globals__ for f in runner.values() if hasattr(f, "__globals__")]
+names = {name for space in spaces for name in space} & {"active", "functional", "cross_entropy"}
+kinds = [o for o in gc.get_objects() if isinstance(o, (type, type(lambda: 1)))]
+own = {o.__qualname__ for o in kinds if str(o.__module__).startswith("minipeft.")}
+print("left:", sorted(names), sorted(own & {"attention", "Block", "Transformer", "cross_entropy", "matmul"}))
+"""
+    for number, left in ((2, "['cross_entropy', 'matmul']"), (1, "[]")):
+        (tmp_path / "lab9.py").write_text(at_import(code.strip()))
+        printed = grade(dataclasses.replace(lab, closed=labs[number].closed), tmp_path, only=1).printed
+        assert printed == f"left: [] {left}\n"
 
 
 # ---- the layers beneath
