@@ -107,8 +107,11 @@ def _run_task(
                     session = Session(lab, file, deadline - began)
                     deadline += session.started - began  # Python's own start is not the submission's time
                 except (SubmissionError, SessionEnded) as error:
-                    session, trouble = None, f"{file.name} cannot be imported: {error}"
-                    message = trouble
+                    session, message = None, f"{file.name} cannot be imported: {error}"
+                    if outcomes:
+                        late = message  # there was little time left: the next task may fare better
+                    else:
+                        trouble = message
             if not message:
                 assert session is not None
                 message = run_test(test, session.root(0), session.root(1), answers)

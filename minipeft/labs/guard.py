@@ -157,10 +157,10 @@ def readable_places() -> list[str]:
     roots = {sysconfig.get_path(which) for which in ("stdlib", "platstdlib")}
     for module in list(sys.modules.values()):
         origin = getattr(module, "__file__", None)
-        if origin and "-packages" in origin and not module.__name__.startswith("minipeft"):
-            head, _, tail = origin.replace("\\", "/").rpartition("-packages/")
-            top = tail.split("/")[0]
-            roots |= {f"{head}-packages/{top}", f"{head}-packages/{top}.libs"}
+        packages, found, inside = (origin or "").rpartition(f"-packages{os.sep}")
+        if found and not module.__name__.startswith("minipeft"):
+            top = packages + found + inside.split(os.sep)[0]
+            roots |= {top, f"{top}.libs"}
     return [root for root in roots if root] + ["/usr/share/zoneinfo", "/etc/localtime"]
 
 

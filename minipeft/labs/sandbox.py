@@ -31,8 +31,8 @@ KEPT = (
     "LD_LIBRARY_PATH",
     "SYSTEMROOT",
     "USERPROFILE",
-)  # of the environment; no tokens, no keys
-GRACE = 30.0  # seconds for Python, NumPy and what the lab loads
+)  # of the environment: no tokens, no keys
+GRACE = 20.0  # seconds for Python, NumPy and what the lab loads
 
 
 class SubmissionError(Exception):
@@ -139,6 +139,8 @@ class Session:
         self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+        self._watchdog = threading.Timer(GRACE + seconds, self._kill)  # also when it stops reading what it is asked
+        self._watchdog.start()
         setting = {
             "file": str(copy),
             "folder": str(work),
@@ -203,15 +205,14 @@ class Session:
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
-            self._end("your code ended the program (a crash, os._exit, too much processor time, or too long an answer)")
+            self._end("your code ended the program (a crash, os._exit, too much time, or too long an answer)")
         try:
             answer = from_line(line)
             self.printed += plain(answer.get("printed", ""), 4000)
             if "error" in answer:
                 kinds = [plain(kind, 80) for kind in answer["error"]] or ["Error"]
-                line_number = answer.get("line")
-                where = line_number if isinstance(line_number, int) else None
-                raise SubmissionError(kinds, plain(answer.get("message"), 500), where, self.name)
+                line_number = answer["line"] if isinstance(answer.get("line"), int) else None
+                raise SubmissionError(kinds, plain(answer.get("message"), 500), line_number, self.name)
             return unpack(answer["ok"], self._remote)
         except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise SubmissionError(["WireError"], str(error)[:500], None, self.name) from None
@@ -228,20 +229,25 @@ class Session:
         self.close()
         raise SessionEnded(why)
 
-    def close(self) -> None:
-        """End the process and everything that it has started, and remove its folder."""
+    def _kill(self) -> None:
         with contextlib.suppress(OSError):
             if os.name == "posix":
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+    def close(self) -> None:
+        """End the process and everything that it has started, and remove its folder."""
+        self._watchdog.cancel()
+        self._kill()
         self._process.wait()
         while self._listener.is_alive():  # it may wait for room in the queue
             with contextlib.suppress(queue.Empty):
                 self._answers.get(timeout=0.01)
         for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError, AttributeError):
-                pipe.close()  # type: ignore[union-attr]
+            with contextlib.suppress(OSError):  # what was not sent yet
+                if pipe is not None:
+                    pipe.close()
         with contextlib.suppress(OSError):
             self._folder.cleanup()
 
@@ -251,14 +257,8 @@ def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path and Path(path).exists())
-    return {
-        **kept,
-        **threads,
-        "TMPDIR": str(folder / "work"),
-        "PYTHONPATH": paths,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-    }
+    python = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    return {**kept, **threads, **python, "TMPDIR": str(folder / "work")}
 
 
 @functools.cache
@@ -281,11 +281,7 @@ def confinement(hidden: Path) -> tuple[list[str], dict[str, Any]]:
         with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
             environment = _environment(Path(folder))
-            quiet: dict[str, Any] = {
-                "stdin": subprocess.DEVNULL,
-                "stdout": subprocess.DEVNULL,
-                "stderr": subprocess.DEVNULL,
-            }
-            if not subprocess.call([*command, *check], cwd=folder, env=environment, timeout=60, **quiet, **user):
+            options: dict[str, Any] = {"cwd": folder, "env": environment, "capture_output": True, "timeout": 60, **user}
+            if not subprocess.run([*command, *check], check=False, stdin=subprocess.DEVNULL, **options).returncode:
                 return command, user
     return [], {}

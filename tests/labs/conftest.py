@@ -39,7 +39,7 @@ def test_three(lab):
 HIDDEN = """from minipeft.labs.kit import close, draw, task
 @task(1)
 def test_two_of_others(lab):
-    close(lab.twice(draw(2, 2, seed=1)), 2 * draw(2, 2, seed=1), "twice x")
+    close(lab.twice(draw(200, 100, seed=1)), 2 * draw(200, 100, seed=1), "twice x")
 """
 HANDOUT = "# Lab 9\n\n<!-- tasks -->\n"
 

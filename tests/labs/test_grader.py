@@ -176,6 +176,21 @@ def test_recursion_without_an_end(submit):
     all_failed(submit(in_task_1("return twice(x)")), "RecursionError")
 
 
+def test_an_answer_sent_ahead_and_then_a_loop(submit, monkeypatch):
+    """The grader sends the next request, which is longer than a pipe holds, to a process that reads no more."""
+    monkeypatch.setattr(sandbox, "GRACE", 6.0)
+    code = """
+import gc, io
+for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
+    channel.write(b'{"ok": {"list": []}}\\n{"ok": {"held": {"id": 0, "kind": "f"}}}\\n')
+    channel.flush()
+while True:
+    pass"""
+    report = submit(in_task_1(code.strip()))
+    assert report.total == 0
+    assert "ended the program" in report.outcomes[1].message
+
+
 def test_an_answer_that_is_too_long(submit):
     report = submit(in_task_1("return np.ones(7 * 10**6)"))
     assert report.total == 0
