@@ -195,7 +195,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(run, sm
 
 
 def test_an_interrupt_says_how_to_go_on(run, small, monkeypatch):
-    monkeypatch.setattr("minipeft.experiments.compare._run_cell", lambda *a: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("minipeft.experiments.compare.run_cell", lambda *a: signal.raise_signal(signal.SIGINT))
     status, _, err = run(*small, "--methods", "full", "--out", "run")
     assert status == 130
     assert "run the same command again" in err

@@ -1,81 +1,41 @@
 """The comparison: one pre-trained model, one task, every method; a row of results for each method and seed.
 
-A cell of the comparison (method, seed) is a function of the settings and the seed alone. Finished cells are in
-results.jsonl; the one that was running when the run was killed goes on from its checkpoint.
+A cell of the comparison (method, seed) is a function of the settings, the learning rate and the seed alone. Finished
+cells are in results.jsonl; the one that was running when the run was killed goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from minipeft.backend import active, random, set_backend
-from minipeft.backend.workers import default_workers
-from minipeft.cost import measure_step
-from minipeft.data import EncodedSet, Task, encode_examples, load_task
+from minipeft.backend import set_backend
+from minipeft.data import load_task
 from minipeft.errors import UserError
+from minipeft.experiments.cell import Settings, build, check_sizes, encode, run_cell
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.progress import Listener, Progress, teller
 from minipeft.experiments.results import RunFolder
-from minipeft.models import load_model, load_tokenizer
-from minipeft.peft import PeftModel, get_peft_model
-from minipeft.training import Trainer, TrainingConfig, evaluate
-
-MB = 1e6
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all cells share.
-
-    Attributes:
-        model: a known name or a Hugging Face folder.
-        task: a known name or a .csv or .jsonl file.
-        train_size: rows to train on, of the fixed order of the task's training split.
-        test_size: rows to test on, likewise.
-        epochs: passes over the training rows.
-        batch_size: rows a step.
-        max_length: longest text, in tokens.
-        backend: where to compute.
-        workers: threads that share each batch; the last bits of the results depend on their number.
-    """
-
-    model: str = "minilm"
-    task: str = "sarcasm"
-    train_size: int = 1000
-    test_size: int = 1000
-    epochs: int = 3
-    batch_size: int = 32
-    max_length: int = 64
-    backend: str = "numpy"
-    workers: int = field(default_factory=default_workers)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the comparison is: cell `index` of `cells`, `step` of `steps`, with that step's loss where it is known."""
-
-    spec: MethodSpec
-    seed: int
-    index: int
-    cells: int
-    step: int
-    steps: int
-    loss: float | None
-    row: dict[str, Any] | None = None  # set when the cell is finished
-
-
-Listener = Callable[[Progress], None]
-LOG_EVERY = 10  # steps between two looks at the loss, which may have to wait for the device
-CURVE_POINTS = 60
+from minipeft.experiments.tune import GRID, tune, validation_rows
 
 
 def compare(
-    settings: Settings, specs: list[MethodSpec], seeds: int, out: Path, listener: Listener | None = None
+    settings: Settings,
+    specs: list[MethodSpec],
+    seeds: int,
+    out: Path,
+    listener: Listener | None = None,
+    tuned: bool = False,
 ) -> Path:
     """Run what is missing of every method × seed and write results.csv; returns its path.
+
+    Args:
+        settings: what all cells share.
+        specs: the methods.
+        seeds: runs of each method.
+        out: the run folder.
+        listener: told of every step, and of every cell that is finished.
+        tuned: search every method's learning rate first (see `tune.py`).
 
     Raises:
         UserError: a setting is wrong, or the folder holds another run. What was finished before stays.
@@ -86,11 +46,10 @@ def compare(
     set_backend(settings.backend)
     task = load_task(settings.task)
     check_sizes(settings, task)
-    folder = RunFolder(
-        out,
-        dataclasses.asdict(settings),
-        {"methods": [spec.name for spec in specs], "lr": {s.name: s.lr for s in specs}, "seeds": seeds},
-    )
+    search = {"rates": list(GRID), "validation_size": validation_rows(settings, task)} if tuned else None
+    request = {"methods": [spec.name for spec in specs], "seeds": seeds}
+    rates = {} if tuned else {"lr": {spec.name: spec.lr for spec in specs}}
+    folder = RunFolder(out, {**dataclasses.asdict(settings), "tune": search}, {**request, **rates})
     finished = {(row["method"], row["setting"], row["seed"]): row for row in folder.rows()}
     cells = {(spec.family, spec.setting, seed): spec for seed in range(seeds) for spec in specs}
     order = list(cells)
@@ -98,114 +57,23 @@ def compare(
     for spec in missing:  # a wrong K or target fails now, not after an hour
         build(settings, task, spec, seed=0)
     data = encode(settings, task) if missing else None
+    if tuned:
+        specs = tune(settings, task, specs, out, listener)
+        cells = {(spec.family, spec.setting, seed): spec for seed in range(seeds) for spec in specs}
     for index, (key, spec) in enumerate(cells.items()):
         seed = key[2]
         if key not in finished:
             assert data is not None
-            row = _run_cell(settings, task, data, spec, seed, out, (index, len(order)), listener)
-            folder.add(row)
-            finished[key] = row
-            _checkpoint(out, spec, seed).unlink(missing_ok=True)
+            checkpoint = _checkpoint(out, spec, seed)
+            on_step = teller(listener, spec, seed, index, len(order))
+            cell = run_cell(settings, task, data, spec, seed, checkpoint, on_step)
+            folder.add(cell.row, cell.score.predictions, data[1].labels.tolist())
+            finished[key] = cell.row
+            checkpoint.unlink(missing_ok=True)
             folder.write_csv(order)
         if listener is not None:
             listener(Progress(spec, seed, index, len(order), 1, 1, None, finished[key]))
     return folder.write_csv(order)
-
-
-def build(settings: Settings, task: Task, spec: MethodSpec, seed: int) -> PeftModel:
-    """The pre-trained model with the method attached, as at step 0 of the cell (spec, seed)."""
-    random.seed(seed)
-    return get_peft_model(load_model(settings.model, labels=task.labels, dropout=0.0), spec.config)
-
-
-def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
-    """How a cell is trained."""
-    return TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size, workers=settings.workers)
-
-
-def _run_cell(
-    settings: Settings,
-    task: Task,
-    data: tuple[EncodedSet, EncodedSet],
-    spec: MethodSpec,
-    seed: int,
-    out: Path,
-    position: tuple[int, int],
-    listener: Listener | None,
-) -> dict[str, Any]:
-    def on_step(step: int, steps: int, loss: Any) -> None:
-        if listener is not None:
-            looked = float(active().to_numpy(loss)) if step % LOG_EVERY == 1 or step == steps else None
-            listener(Progress(spec, seed, *position, step, steps, looked))
-
-    model = build(settings, task, spec, seed)
-    pad_id = tokenizer_of(model).pad_id
-    config = training_config(settings, spec)
-    identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
-    trainer = Trainer(model, data[0], pad_id, config, _checkpoint(out, spec, seed), identity, on_step)
-    first = trainer.first_batch()
-    cost = measure_step(model, lambda: trainer.loss(first))
-    result = trainer.run()
-    score = evaluate(model, data[1], pad_id, workers=settings.workers)
-    count = model.count_parameters()
-    return {
-        "method": spec.family,
-        "setting": spec.setting,
-        "seed": seed,
-        "trainable_params": count.trainable,
-        "trainable_percent": round(count.percent, 4),
-        "method_params": count.method,
-        "head_params": count.head,
-        "total_params": count.total,
-        "accuracy": round(score.accuracy, 6),
-        "test_loss": round(score.loss, 6),
-        "train_seconds": round(result.seconds, 3),
-        "step_ms": round(result.step_ms, 2),
-        "forward_gflop": round(cost.forward_flops / 1e9, 6),
-        "backward_gflop": round(cost.backward_flops / 1e9, 6),
-        "activation_mb": round(cost.activations / MB, 3),
-        "peak_mb": round(cost.peak / MB, 1),
-        "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
-        "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
-        "saved_mb": round(sum(p.data.nbytes for p in model.saved_parameters().values()) / MB, 3),
-        "loss_curve": _curve(result.losses),
-    }
-
-
-def _curve(losses: list[float]) -> str:
-    """Up to 60 points "step:mean loss since the point before", joined by semicolons."""
-    width = -(-len(losses) // CURVE_POINTS)
-    points = []
-    for start in range(0, len(losses), width):
-        part = losses[start : start + width]
-        points.append(f"{start + len(part)}:{sum(part) / len(part):.5f}")
-    return ";".join(points)
-
-
-def encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
-    """The training and the test rows, as the model's tokenizer reads them."""
-    tokenizer = load_tokenizer(settings.model)
-    train, test = task.head("train", settings.train_size), task.head("test", settings.test_size)
-    return (
-        encode_examples(tokenizer, train, settings.max_length),
-        encode_examples(tokenizer, test, settings.max_length),
-    )
-
-
-def tokenizer_of(model: Any) -> Any:
-    """The tokenizer of a model, with or without a method attached. Raises UserError when its folder has none."""
-    tokenizer = getattr(model, "tokenizer", None) or getattr(getattr(model, "model", None), "tokenizer", None)
-    if tokenizer is None:
-        raise UserError("The model's folder has no tokenizer.json or vocab.txt, so its texts cannot be read.")
-    return tokenizer
-
-
-def check_sizes(settings: Settings, task: Task) -> None:
-    """Raises UserError when the task has fewer rows than asked for, or another number cannot be."""
-    task.head("train", settings.train_size)
-    task.head("test", settings.test_size)
-    if min(settings.epochs, settings.batch_size, settings.workers) < 1 or settings.max_length < 4:
-        raise UserError("A comparison needs epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4.")
 
 
 def _checkpoint(out: Path, spec: MethodSpec, seed: int) -> Path:

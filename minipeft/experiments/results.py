@@ -1,4 +1,7 @@
-"""A run folder: what was asked (`config.json`), and what has been found so far (`results.jsonl`, `results.csv`)."""
+"""A run folder: what was asked (`config.json`), and what has been found so far (`results.jsonl`, `results.csv`).
+
+`predictions.jsonl` has, for each cell, the class that was predicted for every test row, and the true one.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ COLUMNS = (
     "method",
     "setting",
     "seed",
+    "lr",
     "trainable_params",
     "trainable_percent",
     "method_params",
@@ -83,8 +87,11 @@ class RunFolder:
                 rows.append(row)
         return rows
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a finished cell and wait until it is on the disk."""
+    def add(self, row: dict[str, Any], predictions: list[int], labels: list[int]) -> None:
+        """Append a finished cell and wait until it is on the disk. Its predictions go first: a row never lacks them."""
+        cell = {name: row[name] for name in ("method", "setting", "seed")}
+        line = json.dumps({**cell, "predictions": predictions, "labels": labels}, separators=(",", ":"))
+        append_line(self.path / "predictions.jsonl", line)
         append_line(self.log, json.dumps({column: row[column] for column in COLUMNS}))
 
     def write_csv(self, order: list[tuple[str, str, int]]) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from minipeft.backend import random, set_backend
 from minipeft.data import encode_examples, load_task
 from minipeft.errors import UserError
-from minipeft.experiments.compare import Settings, build, check_sizes, encode, tokenizer_of, training_config
+from minipeft.experiments.cell import Settings, build, check_sizes, encode, tokenizer_of, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.results import RunFolder
 from minipeft.models import load_model

@@ -14,11 +14,13 @@ from typing import Any
 
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
+from minipeft.report.fairness import LEVEL, interval_rows, reference_of, trial_rows
 from minipeft.report.plots import FIGURES, draw_all
 from minipeft.report.summary import Summary, read_results, summarise
 
 # The columns of the table: heading, decimals, what it means.
 COLUMNS: Mapping[str, tuple[str, int, str]] = {
+    "lr": ("Learning rate", 0, "The peak of its schedule."),
     "trainable_params": (
         "Trainable params",
         0,
@@ -71,7 +73,6 @@ thead th { vertical-align: bottom; border-bottom-width: 2px; }
 .numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
 .numbers tbody th { white-space: nowrap; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
 .numbers tbody tr:nth-child(even) > * { background: var(--band); }
-.sd { color: var(--soft); }
 """
 
 
@@ -93,11 +94,11 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
         draw_all(results, run_folder / "figures")
     images = {name: _figure(path, CAPTIONS[name], cells) for name, path in figures.items()}
     path = run_folder / "report.html"
-    atomic_write(path, _page(config, cells, images))
+    atomic_write(path, _page(config, cells, images, _intervals(run_folder, cells) + _trials(run_folder)))
     return path
 
 
-def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[str, str]) -> str:
+def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[str, str], fairness: str) -> str:
     """The whole document. What comes from files has been escaped by the function that made each part."""
     main, *others = images.values()
     model, task = escape(_text(config.get("model", "a model"))), escape(_text(config.get("task", "a task")))
@@ -122,6 +123,7 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 <h2 id="results">Results</h2>
 {_results(cells)}
 </section>
+{fairness}
 <section aria-labelledby="figures">
 <h2 id="figures">Time, memory and training</h2>
 {"".join(others)}
@@ -143,18 +145,52 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 
 def _results(cells: Sequence[Summary]) -> str:
     """The table of results, a row a cell."""
-    heads = "".join(f'<th scope="col">{heading}</th>' for heading, _, _ in COLUMNS.values())
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(cell.label)}</th><td>{cell.n}</td>'
-        + "".join(f"<td>{_value(cell, name)}</td>" for name in COLUMNS)
-        + "</tr>"
-        for cell in cells
+    heads = ("Method", "Seeds", *(heading for heading, _, _ in COLUMNS.values()))
+    return _table(
+        "results", heads, [[cell.label, str(cell.n), *(_value(cell, name) for name in COLUMNS)] for cell in cells]
     )
-    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="results">
+
+
+def _intervals(run: Path, cells: Sequence[Summary]) -> str:
+    """Each method's accuracy minus the reference's, with its interval."""
+    rows = interval_rows(run, cells)
+    if not rows:
+        return ""
+    reference = escape(reference_of(cells).label)
+    heads = (f"Accuracy minus {reference}, points", f"{100 * LEVEL:.0f} % interval", "")
+    return f"""<section aria-labelledby="intervals">
+<h2 id="intervals">How sure the differences are</h2>
+<p>Both methods answered the same test rows, so their answers are compared row by row, averaged over the seeds: a paired
+bootstrap over the test rows. It covers which rows happened to be tested; the ± above covers the seeds.</p>
+{_table("intervals", ("Method", *heads), rows)}
+</section>"""
+
+
+def _trials(run: Path) -> str:
+    """The learning rates that were tried."""
+    rates, rows = trial_rows(run)
+    if not rows:
+        return ""
+    return f"""<section aria-labelledby="rates">
+<h2 id="rates">The learning rates that were tried</h2>
+<p>Accuracy in percent on the validation rows, which are neither trained nor tested on. Every method had the same rates, the
+same steps and the same order of the rows; ◂ marks the rate that it was then given.</p>
+{_table("rates", ("Method", *(f"{rate:g}" for rate in rates)), rows)}
+</section>"""
+
+
+def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column names its rows; `name` is the id of its heading."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="{name}">
 <table class="numbers">
-<thead><tr><th scope="col">Method</th><th scope="col">Seeds</th>{heads}</tr></thead>
+<thead><tr>{top}</tr></thead>
 <tbody>
-{rows}
+{body}
 </tbody>
 </table>
 </div>"""
@@ -162,10 +198,12 @@ def _results(cells: Sequence[Summary]) -> str:
 
 def _value(cell: Summary, name: str) -> str:
     """The mean of a measure and, where seeds differ, its standard deviation."""
+    if name == "lr":
+        return f"{cell.mean[name]:.2g}"
     decimals = COLUMNS[name][1]
     factor = 100 if name == "accuracy" else 1
     mean, sd = factor * cell.mean[name], factor * cell.sd[name]
-    spread = f' <span class="sd">± {sd:,.{decimals}f}</span>' if sd > 1e-9 * mean else ""  # not for rounding
+    spread = f" ± {sd:,.{decimals}f}" if sd > 1e-9 * mean else ""  # not for rounding
     return (f"{mean:,.{decimals}f}" if math.isfinite(mean) else "diverged") + spread
 
 
@@ -191,6 +229,7 @@ def _command(config: Mapping[str, Any]) -> str:
             value = config[name]
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += ["--" + name.replace("_", "-"), text]
+    words += ["--tune"] * bool(config.get("tune"))
     return shlex.join(words)
 
 

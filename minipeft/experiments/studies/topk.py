@@ -1,0 +1,22 @@
+"""Top-K: what each further block that is trained buys, and what it costs (accuracy, time, memory for K = 0..L)."""
+
+from __future__ import annotations
+
+from minipeft.experiments.cell import Settings
+from minipeft.experiments.studies.frame import Jobs, Lab, Plan, Study
+
+
+def jobs(lab: Lab) -> Jobs:
+    """K from 0 (the head alone) to the number of blocks, and full fine-tuning, which trains the embeddings too."""
+    for seed in lab.seeds:
+        for method in (*(f"topk:{k}" for k in range(lab.layers + 1)), "full"):
+            yield lab.job(method, seed)
+
+
+STUDY = Study(
+    "topk",
+    "How much of full fine-tuning do the top K blocks buy, and at what cost?",
+    full=Plan(Settings(), 3, {}),
+    quick=Plan(Settings("glassllm", train_size=400, test_size=400, epochs=2), 2, {}),
+    jobs=jobs,
+)
