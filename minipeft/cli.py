@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from minipeft import cli_language
+from minipeft import cli_language, cli_study
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -256,7 +256,7 @@ def doctor() -> None:
         out.print(f"→ {_escape(sentence)}", highlight=False, soft_wrap=True)
 
 
-for command in (cli_language.generate, cli_language.pretrain):
+for command in (cli_language.generate, cli_language.pretrain, cli_study.study):
     app.command()(command)
 
 

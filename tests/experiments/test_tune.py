@@ -101,6 +101,7 @@ def test_the_best_rate_is_of_the_best_accuracy_then_of_the_lowest_loss_and_never
         best_rate("full", trials[3:])
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
 def test_a_rate_that_diverges_is_a_trial_too(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("minipeft.experiments.tune.GRID", (1e-3, 1e30))
     monkeypatch.setattr("minipeft.experiments.compare.GRID", (1e-3, 1e30))

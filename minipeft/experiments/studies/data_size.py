@@ -21,10 +21,12 @@ def jobs(lab: Lab) -> Jobs:
     choices, batch = lab.plan.choices, lab.settings.batch_size
     for size in choices["sizes"]:
         data = (lab.rows("train", size), lab.test)
+        tags = {"rows": size}
         epochs = passes(size, batch, choices["steps"])
         for seed in lab.seeds:
             for method in choices["methods"]:
-                yield lab.job(method, seed, f"{method} on {size} rows", data=data, train_size=size, epochs=epochs)
+                name = f"{method} on {size} rows"
+                yield lab.job(method, seed, name, tags, data=data, train_size=size, epochs=epochs)
 
 
 METHODS = ["full", "lora:8", "adapter:16", "topk:2"]

@@ -84,9 +84,9 @@ class Lab:
         """The number of blocks of the model."""
         return load_model(self.settings.model, labels=self.task.labels).config.layers
 
-    def rows(self, split: str, count: int) -> EncodedSet:
-        """The first rows of a split. Raises UserError when there are not so many."""
-        tokenizer = load_tokenizer(self.settings.model)
+    def rows(self, split: str, count: int, model: str = "") -> EncodedSet:
+        """The first rows of a split, as a model (the study's own) reads them. Raises UserError when there are fewer."""
+        tokenizer = load_tokenizer(model or self.settings.model)
         return encode_examples(tokenizer, self.task.head(split, count), self.settings.max_length)
 
     @cached_property
@@ -101,8 +101,13 @@ class Lab:
 
     @cached_property
     def validation(self) -> EncodedSet:
-        """As many validation rows as test rows, or all there are."""
-        return self.rows("validation", min(self.settings.test_size, len(self.task.validation)))
+        """The validation rows."""
+        return self.rows("validation", self.validation_size)
+
+    @property
+    def validation_size(self) -> int:
+        """As many as the test rows, or all there are."""
+        return min(self.settings.test_size, len(self.task.validation))
 
     def run(
         self,
@@ -117,15 +122,23 @@ class Lab:
         settings = dataclasses.replace(self.settings, **changes)
         return run_cell(settings, self.task, data or (self.train, self.test), spec, seed, None, on_step)
 
-    def job(self, method: str | MethodSpec, seed: int, name: str = "", **options: Any) -> Job:
-        """The job whose row is that of `run`; a run that diverges has an accuracy of None."""
+    def job(
+        self,
+        method: str | MethodSpec,
+        seed: int,
+        name: str = "",
+        tags: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Job:
+        """The job whose row is that of `run`, and `tags`; a run that diverges has an accuracy of None."""
         spec = parse_method(method) if isinstance(method, str) else method
 
         def run(on_step: OnStep | None) -> Row:
             try:
-                return self.run(spec, seed, on_step, **options).row
+                row = self.run(spec, seed, on_step, **options).row
             except Diverged:
-                return {"method": spec.family, "setting": spec.setting, "seed": seed, "lr": spec.lr, "accuracy": None}
+                row = {"method": spec.family, "setting": spec.setting, "seed": seed, "lr": spec.lr, "accuracy": None}
+            return {**row, **(tags or {})}
 
         return Job(f"{name or spec.name}, seed {seed}", run)
 

@@ -31,14 +31,19 @@ SHARES = {
 }  # all: MiniLM's 6912 r against 768 r, ~ 8
 
 
+def at_budget(budget: int) -> list[tuple[str, int]]:
+    """Each choice of matrices, and the rank that spends the budget on it."""
+    return [(name, max(1, budget // share)) for name, share in SHARES.items()]
+
+
 def jobs(lab: Lab) -> Jobs:
     """Table 5 (the budget on each choice of matrices), then table 6 (ranks on some of them); cells in common run once."""
     choices = lab.plan.choices
-    cells = [(name, max(1, choices["budget"] // share)) for name, share in SHARES.items()]
+    cells = at_budget(choices["budget"])
     cells += [(name, r) for name in choices["targets"] for r in choices["ranks"]]
     for seed in lab.seeds:
         for name, r in dict.fromkeys(cells):
-            yield lab.job(f"lora:{r}:{TARGETS[name]}", seed, f"lora:{r} on {name}")
+            yield lab.job(f"lora:{r}:{TARGETS[name]}", seed, f"lora:{r} on {name}", {"targets": name, "rank": r})
 
 
 STUDY = Study(
