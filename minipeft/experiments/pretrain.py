@@ -1,8 +1,8 @@
 """Pre-training: from plain text to a base model, with a tokenizer of its own.
 
 The run folder holds `tokenizer/` (first), `log.jsonl` (loss and held-out loss as they come), `samples.txt`, the checkpoint
-while it runs, `kept/step-N/` when asked for, and in the end `model/`, a Hugging Face folder, and `results.json`. A killed run
-goes on from its checkpoint to the same bits.
+while it runs, `kept/step-N/` when asked for, and in the end `model/`, a Hugging Face folder, and `results.json`. A killed
+run goes on from its checkpoint to the same bits.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minipeft.report.studies.drawing import curve, legend, log_ticks
+from minipeft.report.studies.drawing import curve, log_ticks
 from minipeft.report.studies.writing import Result, Rows, Stat, group, markdown, seeds_text, stat
 from minipeft.report.style import GREY, LOOKS, SPARE, Look, blank_figure
 
@@ -109,13 +109,13 @@ def _figure(rows: Rows, models: list[str], variants: list[str], bars: Mapping[tu
         if grid:
             log_ticks(axes, grid, [_tick(d) for d in grid])
             axes.set_xlim(grid[0] / 1.4, grid[-1] * 1.4)
-        axes.set_title(_short(model), fontsize=10, loc="left", pad=24 if model == models[0] else 6)
+        axes.set_title(_short(model), fontsize=10, loc="left")
         axes.set_xlabel("d (log scale)")
     for axes in panels[len(models) :]:
         axes.set_visible(False)
     panels[0].set_ylabel("Validation accuracy (%)")
     if variants:
-        legend(panels[0], 2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, handlelength=3.2)
     return figure
 
 

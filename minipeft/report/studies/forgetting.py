@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from minipeft.report.labels import Label, label_points
-from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name
+from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name, title
 from minipeft.report.style import blank_figure, family_looks, ink, marker
 
 
@@ -26,14 +26,14 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     accuracy, forgot = group(trained, name), group(trained, name, "forgot")
     order = sorted(forgot, key=lambda method: forgot[method].mean)
     sentences.append(
-        f"Most is forgotten by {order[-1]}: {forgot[order[-1]].text(3, 1, '+')} nats a token; least by {order[0]}: "
+        f"Most is forgotten by {title(order[-1])}: {forgot[order[-1]].text(3, 1, '+')} nats a token; least by {title(order[0])}: "
         f"{forgot[order[0]].text(3, 1, '+')}."
     )
     if "full" in accuracy:
         near = [m for m in order if m != "full" and accuracy[m].mean > accuracy["full"].mean - 0.01]
         for method in near:
             sentences.append(
-                f"{method} is within a point of full fine-tuning ({accuracy[method].percent} against "
+                f"{title(method)} is within a point of full fine-tuning ({accuracy[method].percent} against "
                 f"{accuracy['full'].percent} %) and forgets {forgot[method].text(3, 1, '+')} against "
                 f"{forgot['full'].text(3, 1, '+')}."
             )
@@ -43,7 +43,7 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     heads = ["method", "trainable", "accuracy %", "loss after", "forgotten, nats a token"]
     trainable, loss = group(trained, name, "trainable_params"), group(trained, name, "loss")
     table = [
-        [m, f"{trainable[m].mean:,.0f}", accuracy[m].percent, loss[m].text(3), forgot[m].text(3, 1, "+")]
+        [title(m), f"{trainable[m].mean:,.0f}", accuracy[m].percent, loss[m].text(3), forgot[m].text(3, 1, "+")]
         for m in accuracy
     ]
     return Result(sentences, {"forgetting": _figure(trained)}, [markdown(heads, table)])
@@ -61,7 +61,7 @@ def _figure(trained: Rows) -> Figure:
             axes.errorbar(100 * x.mean, y.mean, y.sd, 100 * x.sd, color=look.colour, capsize=3, elinewidth=1)
         axes.plot(100 * x.mean, y.mean, linestyle="none", **marker(look))
         points.append((100 * x.mean, y.mean))
-        labels.append(Label(*points[-1], method, ink(look.colour)))
+        labels.append(Label(*points[-1], title(method), ink(look.colour)))
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.margins(0.12)
     axes.set_xlabel("Test accuracy of the new task (%)")

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from minipeft.report.studies.drawing import curve, legend, log_ticks
-from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name
+from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name, title
 from minipeft.report.style import blank_figure, family_looks
 
 
@@ -19,11 +19,13 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     methods, rates = list(dict.fromkeys(m for m, _ in accuracy)), sorted({lr for _, lr in accuracy})
     best = {m: max((lr for lr in rates if (m, lr) in accuracy), key=lambda lr: accuracy[m, lr].mean) for m in methods}
     sentences = [
-        "Best rates: " + ", ".join(f"{m} {best[m]:g} ({accuracy[m, best[m]].percent} %)" for m in methods) + "."
+        "Best rates: " + ", ".join(f"{title(m)} {best[m]:g} ({accuracy[m, best[m]].percent} %)" for m in methods) + "."
     ]
     edges = [m for m in methods if best[m] in (rates[0], rates[-1])]
     if edges:
-        sentences.append(f"At the edge of the grid, so that the true best may lie outside: {', '.join(edges)}.")
+        sentences.append(
+            f"At the edge of the grid, so that the true best may lie outside: {', '.join(map(title, edges))}."
+        )
     lora = next((m for m in methods if m.startswith("lora")), None)
     if lora and "full" in best:
         ratios = []
@@ -45,7 +47,9 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
             )
         )
     heads = ["method", *(f"{lr:g}" for lr in rates)]
-    table = [[m, *(accuracy[m, lr].percent if (m, lr) in accuracy else "diverged" for lr in rates)] for m in methods]
+    table = [
+        [title(m), *(accuracy[m, lr].percent if (m, lr) in accuracy else "diverged" for lr in rates)] for m in methods
+    ]
     return Result(sentences, {"rates": _figure(rows, methods, rates)}, [markdown(heads, table)])
 
 
@@ -56,7 +60,7 @@ def _figure(rows: Rows, methods: list[str], rates: list[float]) -> Figure:
     looks = family_looks(m.split(":")[0] for m in methods)
     for m in methods:
         points = {lr: accuracy[m, lr] for lr in rates if (m, lr) in accuracy}
-        curve(axes, points, looks[m.split(":")[0]], m)
+        curve(axes, points, looks[m.split(":")[0]], title(m))
         top = max(points, key=lambda lr: points[lr].mean)
         axes.plot(
             top, 100 * points[top].mean, "o", markersize=19, fillstyle="none", color=looks[m.split(":")[0]].colour

@@ -165,6 +165,8 @@ def _spectrum(rows: Rows, needed: Mapping[str, Stat]) -> Figure:
                 np.arange(1, len(mean) + 1), mean, color=look.colour, linestyle=line, linewidth=width, label=label
             )
     left.set_xscale("log")
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("Number of the singular value (log scale)")
     left.set_ylabel("Singular value / largest")
     left.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, handlelength=2.4)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from minipeft.report.studies.drawing import curve
-from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, group, markdown, name, paired, verdict
+from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, group, markdown, name, paired, title, verdict
 from minipeft.report.style import GREY, LOOKS, blank_figure, tint
 
 MEMORY = {"Activations": "activation_mb", "Gradients": "gradient_mb", "Optimizer": "optimizer_mb"}
@@ -36,14 +36,14 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
         )
         one = settings[min(1, len(settings) - 1)]
         sentences.append(
-            f"A step of {one} takes {time[one].mean / time['full'].mean:.0%} of full's time, and training adds "
+            f"A step of {title(one)} takes {time[one].mean / time['full'].mean:.0%} of full's time, and training adds "
             f"{total[one] / total['full']:.0%} of the memory that full adds to the weights."
         )
     table = markdown(
         ["method", "trainable", "accuracy %", "step ms", *(f"{part.lower()} MB" for part in MEMORY)],
         [
             [
-                setting,
+                title(setting),
                 f"{group(rows, name, 'trainable_params')[setting].mean:,.0f}",
                 accuracy[setting].percent,
                 time[setting].text(0),

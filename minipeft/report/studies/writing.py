@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
+from minipeft.report.summary import FAMILIES, family_name
+
 Rows = Sequence[Mapping[str, Any]]
 K = TypeVar("K")
 
@@ -80,6 +82,13 @@ def verdict(difference: Stat) -> str:
 def name(row: Mapping[str, Any]) -> str:
     """The method of a row as the command line writes it."""
     return f"{row['method']}:{row['setting']}" if row["setting"] else str(row["method"])
+
+
+def title(method: str) -> str:
+    """A method for a reader: "LoRA r=8" for lora:8."""
+    family, _, setting = method.partition(":")
+    symbol = FAMILIES.get(family, ("", ""))[1]
+    return f"{family_name(family)} {symbol}{'=' * bool(symbol)}{setting.replace(':', ', ')}".rstrip()
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
