@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,7 +94,7 @@ def study(
 
             run_study(chosen, plan, folder, show)
     except KeyboardInterrupt:
-        if (folder / "cells.jsonl").exists():
+        with contextlib.suppress(UserError):  # nothing is finished yet
             write_study(folder)
         err.print(f"Stopped. Everything so far is in {folder}: run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(130) from None

@@ -190,7 +190,7 @@ def test_jobs_follow_what_was_found_and_none_is_done_twice(settings, tmp_path):
 
 def test_a_stopped_study_goes_on_with_the_same_cells(settings, tmp_path):
     study = STUDIES["topk"]
-    plan = Plan(settings, 1, {})
+    plan = Plan(settings, 1, {"rates": [1e-3]})
 
     def stop(progress):
         if progress.done == 2 and progress.row is None:
@@ -209,6 +209,7 @@ def test_a_stopped_study_goes_on_with_the_same_cells(settings, tmp_path):
 
 
 SMALL = {
+    "topk": {"rates": [1e-3, 1e-2]},
     "subspaces": {"small": 2, "large": 4},
     "adapters": {"ablated": 4, "widths": [1, 4]},
     "rates": {"rates": [1e-3, 1e-2], "methods": ["full", "lora:2"]},
@@ -248,7 +249,13 @@ def test_forgetting_on_a_small_decoder(asset, tmp_path):
     plan = Plan(
         Settings("glassllm", "sarcasm", 64, 32, 1, workers=1),
         1,
-        {"methods": ["full", "lora:2", "adapter:4", "head"], "corpus": "shakespeare", "tokens": 600, "context": 64},
+        {
+            "methods": ["full", "lora:2", "adapter:4", "head"],
+            "corpus": "shakespeare",
+            "tokens": 600,
+            "context": 64,
+            "rates": [1e-3],
+        },
     )
     run_study(STUDIES["forgetting"], plan, tmp_path / "run")
     rows = {row["cell"].split(",")[0]: row for row in read_lines(tmp_path / "run" / "cells.jsonl")}

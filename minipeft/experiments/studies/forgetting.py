@@ -12,8 +12,8 @@ from minipeft.data.corpus import encode_documents, load_corpus
 from minipeft.data.token_rows import TokenRows, windows
 from minipeft.errors import UserError
 from minipeft.experiments.cell import OnStep, Settings, tokenizer_of
-from minipeft.experiments.methods import parse_method
-from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
+from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
 from minipeft.models import Pretrained, load_model
 from minipeft.nn import LanguageHead, Module
 from minipeft.peft import PeftModel
@@ -29,18 +29,20 @@ def jobs(lab: Lab) -> Jobs:
         return {"loss": round(loss_on(lab, base, text), 6), "tokens": text.targets(range(len(text)))}
 
     yield Job("before", before)
+    specs = []
+    for method in lab.plan.choices["methods"]:
+        specs.append((yield from tuned(lab, method, lab.plan.choices["rates"])))
     for seed in lab.seeds:
-        for method in lab.plan.choices["methods"]:
-            yield _job(lab, base, text, method, seed)
+        for spec in specs:
+            yield _job(lab, base, text, spec, seed)
 
 
-def _job(lab: Lab, base: Pretrained, text: TokenRows, method: str, seed: int) -> Job:
+def _job(lab: Lab, base: Pretrained, text: TokenRows, spec: MethodSpec, seed: int) -> Job:
     def run(on_step: OnStep | None) -> Row:
-        spec = parse_method(method)
         cell = lab.run(spec, seed, on_step)
         return {**cell.row, "loss": round(loss_on(lab, as_language_model(cell.model, base), text), 6)}
 
-    return Job(f"{method}, seed {seed}", run)
+    return Job(f"{spec.name}, seed {seed}", run)
 
 
 def held_out_text(lab: Lab, base: Pretrained) -> TokenRows:
@@ -76,12 +78,18 @@ STUDY = Study(
     full=Plan(
         Settings("smollm2", train_size=500, test_size=500, epochs=2, batch_size=16),
         3,
-        {"methods": METHODS, "corpus": "shakespeare", "tokens": 8192, "context": 128},
+        {
+            "methods": METHODS,
+            "corpus": "shakespeare",
+            "tokens": 8192,
+            "context": 128,
+            "rates": [6e-5, 2e-4, 6e-4, 2e-3],
+        },
     ),
     quick=Plan(
         Settings("glassllm", train_size=400, test_size=400, epochs=2),
         1,
-        {"methods": METHODS, "corpus": "shakespeare", "tokens": 4096, "context": 128},
+        {"methods": METHODS, "corpus": "shakespeare", "tokens": 4096, "context": 128, "rates": [3e-4, 3e-3]},
     ),
     jobs=jobs,
 )

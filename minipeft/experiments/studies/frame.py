@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from minipeft.errors import Diverged, UserError
 from minipeft.experiments.cell import Cell, OnStep, Settings, run_cell
 from minipeft.experiments.methods import MethodSpec, parse_method
 from minipeft.experiments.results import RunFolder
+from minipeft.experiments.tune import best_rate
 from minipeft.files import append_line, read_lines
 from minipeft.models import load_model, load_tokenizer
 
@@ -141,6 +142,17 @@ class Lab:
             return {**row, **(tags or {})}
 
         return Job(f"{name or spec.name}, seed {seed}", run)
+
+
+def tuned(lab: Lab, method: str, rates: Sequence[float]) -> Generator[Job, Row, MethodSpec]:
+    """The method with the best of the rates: a trial each with seed 0, on the validation rows, as in `tune.py`."""
+    trials = []
+    for lr in rates:
+        spec = parse_method(method, lr)
+        data = (lab.train, lab.validation)
+        row = yield lab.job(spec, 0, f"trial of {method} at {lr:g}", {"trial": True}, data=data)
+        trials.append({"lr": lr, "accuracy": row["accuracy"], "loss": row.get("test_loss")})
+    return parse_method(method, best_rate(method, trials))
 
 
 def run_study(study: Study, plan: Plan, out: Path, listener: Callable[[StudyProgress], None] | None = None) -> None:

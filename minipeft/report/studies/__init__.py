@@ -39,10 +39,11 @@ def write_study(folder: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder} holds no study. `minipeft study NAME --out {folder}` makes one.") from None
     rows = read_lines(folder / CELLS)
-    if not rows:
+    finished = [row for row in rows if not row.get("trial")]
+    if not finished:
         raise UserError(f"No cell of {folder} is finished yet.")
     with styled():
-        result = WRITERS[study.name](rows, config)
+        result = WRITERS[study.name](finished, config)
         for name, figure in result.figures.items():
             save_figure(figure, folder / "figures" / name)
     path = folder / "result.md"

@@ -26,8 +26,8 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     accuracy, forgot = group(trained, name), group(trained, name, "forgot")
     order = sorted(forgot, key=lambda method: forgot[method].mean)
     sentences.append(
-        f"Most is forgotten by {title(order[-1])}: {forgot[order[-1]].text(3, 1, '+')} nats a token; least by {title(order[0])}: "
-        f"{forgot[order[0]].text(3, 1, '+')}."
+        f"Most is forgotten by {title(order[-1])}: {forgot[order[-1]].text(3, 1, '+')} nats a token; "
+        f"least by {title(order[0])}: {forgot[order[0]].text(3, 1, '+')}."
     )
     if "full" in accuracy:
         near = [m for m in order if m != "full" and accuracy[m].mean > accuracy["full"].mean - 0.01]
@@ -40,10 +40,18 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     sentences.append(
         "LoRA, adapters and a subspace can be switched off: then the loss is the one from before, exactly."
     )
-    heads = ["method", "trainable", "accuracy %", "loss after", "forgotten, nats a token"]
+    heads = ["method", "learning rate", "trainable", "accuracy %", "loss after", "forgotten, nats a token"]
+    rate = group(trained, name, "lr")
     trainable, loss = group(trained, name, "trainable_params"), group(trained, name, "loss")
     table = [
-        [title(m), f"{trainable[m].mean:,.0f}", accuracy[m].percent, loss[m].text(3), forgot[m].text(3, 1, "+")]
+        [
+            title(m),
+            f"{rate[m].mean:g}",
+            f"{trainable[m].mean:,.0f}",
+            accuracy[m].percent,
+            loss[m].text(3),
+            forgot[m].text(3, 1, "+"),
+        ]
         for m in accuracy
     ]
     return Result(sentences, {"forgetting": _figure(trained)}, [markdown(heads, table)])

@@ -40,10 +40,11 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
             f"{total[one] / total['full']:.0%} of the memory that full adds to the weights."
         )
     table = markdown(
-        ["method", "trainable", "accuracy %", "step ms", *(f"{part.lower()} MB" for part in MEMORY)],
+        ["method", "learning rate", "trainable", "accuracy %", "step ms", *(f"{part.lower()} MB" for part in MEMORY)],
         [
             [
                 title(setting),
+                f"{group(rows, name, 'lr')[setting].mean:g}",
                 f"{group(rows, name, 'trainable_params')[setting].mean:,.0f}",
                 accuracy[setting].percent,
                 time[setting].text(0),
