@@ -70,7 +70,7 @@ def test_train_and_evaluate_agree(run, world):
     assert trained in out
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "fetch", "doctor"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "fetch", "doctor", "study"])
 def test_help_has_an_example(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0
@@ -105,6 +105,7 @@ MISTAKES = [
     (["--train-size", 0], "from 1 to"),
     (["--epochs", 0], "epochs ≥ 1"),
     (["--seeds", 0], "1 seed or more"),
+    (["--tune", "--lr", "full=1e-3"], "leave out --lr"),
 ]
 
 

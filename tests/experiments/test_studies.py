@@ -267,7 +267,8 @@ def test_forgetting_on_a_small_decoder(asset, tmp_path):
 
 def test_the_command_lists_the_studies_and_refuses_what_it_does_not_know(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cli.main(["study"])
+    with pytest.raises(SystemExit):
+        cli.main(["study"])
     listed = capsys.readouterr().out
     assert all(name in listed for name in STUDIES)
     for arguments, says in (
