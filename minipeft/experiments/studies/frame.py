@@ -146,6 +146,8 @@ class Lab:
 
 def tuned(lab: Lab, method: str, rates: Sequence[float]) -> Generator[Job, Row, MethodSpec]:
     """The method with the best of the rates: a trial each with seed 0, on the validation rows, as in `tune.py`."""
+    if len(rates) == 1:
+        return parse_method(method, rates[0])
     trials = []
     for lr in rates:
         spec = parse_method(method, lr)
