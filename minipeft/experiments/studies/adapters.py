@@ -52,7 +52,7 @@ STUDY = Study(
     "How wide must an adapter be, and which adapters matter?",
     full=Plan(Settings(), 3, {"ablated": 64, "widths": [1, 2, 4, 8, 16, 32, 64, 128]}),
     quick=Plan(
-        Settings("glassllm", train_size=400, test_size=400, epochs=2), 2, {"ablated": 16, "widths": [1, 4, 16, 64]}
+        Settings("glassllm", train_size=200, test_size=200, epochs=2), 1, {"ablated": 16, "widths": [1, 4, 16, 64]}
     ),
     jobs=jobs,
 )

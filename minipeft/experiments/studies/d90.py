@@ -151,12 +151,12 @@ STUDY = Study(
             "variants": VARIANTS,
             "grid": GRID,
             "share": 0.9,
-            "lr": 1e-2,
+            "lr": 1e-3,
             "full_rates": [6e-5, 3e-4],
         },
     ),
     quick=Plan(
-        Settings("glassllm", train_size=400, test_size=400, epochs=3),
+        Settings("glassllm", train_size=200, test_size=200, epochs=3),
         1,
         {
             "models": ["glassllm", "random:glassllm"],

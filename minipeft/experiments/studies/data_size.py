@@ -34,8 +34,6 @@ STUDY = Study(
     "data-size",
     "Does LoRA keep up with full fine-tuning on few rows, and on many?",
     full=Plan(Settings(), 3, {"sizes": [100, 300, 1000, 3000, 10000], "steps": 90, "methods": METHODS}),
-    quick=Plan(
-        Settings("glassllm", test_size=400), 1, {"sizes": [30, 100, 300, 1000], "steps": 25, "methods": METHODS}
-    ),
+    quick=Plan(Settings("glassllm", test_size=200), 1, {"sizes": [30, 100, 300], "steps": 10, "methods": METHODS}),
     jobs=jobs,
 )

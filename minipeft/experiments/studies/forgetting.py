@@ -87,9 +87,9 @@ STUDY = Study(
         },
     ),
     quick=Plan(
-        Settings("glassllm", train_size=400, test_size=400, epochs=2),
+        Settings("glassllm", train_size=200, test_size=200, epochs=2),
         1,
-        {"methods": METHODS, "corpus": "shakespeare", "tokens": 4096, "context": 128, "rates": [3e-4, 3e-3]},
+        {"methods": METHODS, "corpus": "shakespeare", "tokens": 4096, "context": 128, "rates": [1e-3]},
     ),
     jobs=jobs,
 )

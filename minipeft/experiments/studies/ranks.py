@@ -51,7 +51,7 @@ STUDY = Study(
     "Is rank 1 enough, and which matrices should LoRA be put on?",
     full=Plan(Settings(), 3, {"budget": 8, "targets": ["q", "qv", "qkvo"], "ranks": [1, 2, 4, 8, 64]}),
     quick=Plan(
-        Settings("glassllm", train_size=400, test_size=400, epochs=2),
+        Settings("glassllm", train_size=200, test_size=200, epochs=2),
         1,
         {"budget": 8, "targets": ["qv"], "ranks": [1, 2, 4, 8, 64]},
     ),

@@ -25,7 +25,7 @@ STUDY = Study(
     "Is LoRA's best learning rate about ten times that of full fine-tuning?",
     full=Plan(Settings(), 3, {"rates": RATES, "methods": ["full", "lora:8", "adapter:16", "topk:2"]}),
     quick=Plan(
-        Settings("glassllm", train_size=400, test_size=400, epochs=2),
+        Settings("glassllm", train_size=200, test_size=200, epochs=2),
         1,
         {"rates": [1e-4, 1e-3, 1e-2, 3e-2], "methods": ["full", "lora:8", "adapter:16", "topk:2"]},
     ),

@@ -145,6 +145,6 @@ STUDY = Study(
     "subspaces",
     "Do ranks 8 and 64 learn the same directions, and has full fine-tuning's change a low rank?",
     full=Plan(Settings(), 3, {"small": 8, "large": 64}),
-    quick=Plan(Settings("glassllm", train_size=400, test_size=400, epochs=2), 1, {"small": 8, "large": 32}),
+    quick=Plan(Settings("glassllm", train_size=200, test_size=200, epochs=2), 1, {"small": 8, "large": 32}),
     jobs=jobs,
 )

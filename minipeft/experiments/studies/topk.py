@@ -23,6 +23,6 @@ STUDY = Study(
     "topk",
     "How much of full fine-tuning do the top K blocks buy, and at what cost?",
     full=Plan(Settings(), 3, {"rates": [6e-5, 2e-4, 6e-4, 2e-3]}),
-    quick=Plan(Settings("glassllm", train_size=400, test_size=400, epochs=2), 2, {"rates": [1e-3, 1e-2]}),
+    quick=Plan(Settings("glassllm", train_size=200, test_size=200, epochs=2), 1, {"rates": [1e-3, 1e-2]}),
     jobs=jobs,
 )
