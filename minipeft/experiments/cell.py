@@ -11,12 +11,12 @@ from typing import Any
 from minipeft.backend import random
 from minipeft.backend.workers import default_workers
 from minipeft.cost import measure_step
-from minipeft.data import EncodedSet, Task, encode_examples
+from minipeft.data import TrainingSet
 from minipeft.errors import UserError
 from minipeft.experiments.methods import MethodSpec
-from minipeft.models import load_model, load_tokenizer
+from minipeft.experiments.problems import Measured, Problem, base_model, tokenizer_of
 from minipeft.peft import PeftModel, get_peft_model
-from minipeft.training import Score, Trainer, TrainingConfig, evaluate
+from minipeft.training import Trainer, TrainingConfig
 
 OnStep = Callable[[int, int, Any], None]
 MB = 1e6
@@ -29,8 +29,8 @@ class Settings:
 
     Attributes:
         model: a known name or a Hugging Face folder.
-        task: a known name or a .csv or .jsonl file.
-        train_size: rows to train on, of the fixed order of the task's training split.
+        task: a known name or a .csv or .jsonl file; or "lm:CORPUS" or "instruct:...", see `problems.py`.
+        train_size: rows to train on, of the fixed order of the task's training split; windows of a text.
         test_size: rows to test on, likewise.
         epochs: passes over the training rows.
         batch_size: rows a step.
@@ -52,17 +52,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished cell: the model as trained, its score on the rows that it was tested on, and its row of results."""
+    """A finished cell: the model as trained, what the test found, and its row of results."""
 
     model: PeftModel
-    score: Score
+    score: Measured
     row: dict[str, Any]
 
 
-def build(settings: Settings, task: Task, spec: MethodSpec, seed: int) -> PeftModel:
+def build(settings: Settings, problem: Problem, spec: MethodSpec, seed: int) -> PeftModel:
     """The pre-trained model with the method attached, as at step 0 of the cell (spec, seed)."""
     random.seed(seed)
-    return get_peft_model(load_model(settings.model, labels=task.labels, dropout=0.0), spec.config)
+    return get_peft_model(base_model(settings, problem.labels), spec.config)
 
 
 def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
@@ -72,8 +72,8 @@ def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
 
 def run_cell(
     settings: Settings,
-    task: Task,
-    data: tuple[EncodedSet, EncodedSet],
+    problem: Problem,
+    data: tuple[TrainingSet, Any],
     spec: MethodSpec,
     seed: int,
     checkpoint: Path | None = None,
@@ -85,7 +85,7 @@ def run_cell(
         Diverged: the loss is not finite.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
-    model = build(settings, task, spec, seed)
+    model = build(settings, problem, spec, seed)
     pad_id = tokenizer_of(model).pad_id
     config = training_config(settings, spec)
     identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
@@ -93,7 +93,7 @@ def run_cell(
     first = trainer.first_batch()
     cost = measure_step(model, lambda: trainer.loss(first))
     result = trainer.run()
-    score = evaluate(model, data[1], pad_id, workers=settings.workers)
+    score = problem.score(model, data[1], settings.workers)
     count = model.count_parameters()
     row = {
         "method": spec.family,
@@ -105,8 +105,10 @@ def run_cell(
         "method_params": count.method,
         "head_params": count.head,
         "total_params": count.total,
-        "accuracy": round(score.accuracy, 6),
+        "accuracy": rounded(score.accuracy),
         "test_loss": round(score.loss, 6),
+        "perplexity": rounded(score.perplexity),
+        "bits_per_byte": rounded(score.bits_per_byte),
         "train_seconds": round(result.seconds, 3),
         "step_ms": round(result.step_ms, 2),
         "forward_gflop": round(cost.forward_flops / 1e9, 6),
@@ -116,12 +118,12 @@ def run_cell(
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
         "saved_mb": round(sum(p.data.nbytes for p in model.saved_parameters().values()) / MB, 3),
-        "loss_curve": _curve(result.losses),
+        "loss_curve": curve(result.losses),
     }
     return Cell(model, score, row)
 
 
-def _curve(losses: list[float]) -> str:
+def curve(losses: list[float]) -> str:
     """Up to 60 points "step:mean loss since the point before", joined by semicolons."""
     width = -(-len(losses) // CURVE_POINTS)
     points = []
@@ -131,27 +133,16 @@ def _curve(losses: list[float]) -> str:
     return ";".join(points)
 
 
-def encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
-    """The training and the test rows, as the model's tokenizer reads them."""
-    tokenizer = load_tokenizer(settings.model)
-    train, test = task.head("train", settings.train_size), task.head("test", settings.test_size)
-    return (
-        encode_examples(tokenizer, train, settings.max_length),
-        encode_examples(tokenizer, test, settings.max_length),
-    )
-
-
-def tokenizer_of(model: Any) -> Any:
-    """The tokenizer of a model, with or without a method attached. Raises UserError when its folder has none."""
-    tokenizer = getattr(model, "tokenizer", None) or getattr(getattr(model, "model", None), "tokenizer", None)
-    if tokenizer is None:
-        raise UserError("The model's folder has no tokenizer.json or vocab.txt, so its texts cannot be read.")
-    return tokenizer
-
-
-def check_sizes(settings: Settings, task: Task) -> None:
+def check_sizes(settings: Settings, problem: Problem) -> None:
     """Raises UserError when the task has fewer rows than asked for, or another number cannot be."""
-    task.head("train", settings.train_size)
-    task.head("test", settings.test_size)
-    if min(settings.epochs, settings.batch_size, settings.workers) < 1 or settings.max_length < 4:
-        raise UserError("A comparison needs epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4.")
+    problem.check(settings)
+    numbers = (settings.train_size, settings.test_size, settings.epochs, settings.batch_size, settings.workers)
+    if min(numbers) < 1 or settings.max_length < 4:
+        raise UserError(
+            "A comparison needs train_size, test_size, epochs, batch_size and workers ≥ 1, and max_length ≥ 4."
+        )
+
+
+def rounded(value: float | None) -> float | None:
+    """To six decimals; None stays."""
+    return None if value is None else round(value, 6)

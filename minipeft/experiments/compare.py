@@ -1,5 +1,7 @@
 """The comparison: one pre-trained model, one task, every method; a row of results for each method and seed.
 
+A task is one of classes, or the next token of a text, or the answers to instructions: see `problems.py`.
+
 A cell of the comparison (method, seed) is a function of the settings, the learning rate and the seed alone. Finished
 cells are in results.jsonl; the one that was running when the run was killed goes on from its checkpoint.
 """
@@ -8,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from minipeft.backend import set_backend
-from minipeft.data import load_task
+from minipeft.backend import random, set_backend
 from minipeft.errors import UserError
-from minipeft.experiments.cell import Settings, build, check_sizes, encode, run_cell
+from minipeft.experiments.cell import Settings, build, check_sizes, rounded, run_cell
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.problems import Problem, base_model, is_language, load_problem
 from minipeft.experiments.progress import Listener, Progress, teller
 from minipeft.experiments.results import RunFolder
 from minipeft.experiments.tune import GRID, tune, validation_rows
@@ -44,9 +47,9 @@ def compare(
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a run needs 1 seed or more.")
     set_backend(settings.backend)
-    task = load_task(settings.task)
-    check_sizes(settings, task)
-    search = {"rates": list(GRID), "validation_size": validation_rows(settings, task)} if tuned else None
+    problem = load_problem(settings.task)
+    check_sizes(settings, problem)
+    search = {"rates": list(GRID), "validation_size": validation_rows(settings, problem)} if tuned else None
     request = {"methods": [spec.name for spec in specs], "seeds": seeds}
     rates = {} if tuned else {"lr": {spec.name: spec.lr for spec in specs}}
     folder = RunFolder(out, {**dataclasses.asdict(settings), "tune": search}, {**request, **rates})
@@ -55,10 +58,11 @@ def compare(
     order = list(cells)
     missing = [spec for spec in specs if any((spec.family, spec.setting, s) not in finished for s in range(seeds))]
     for spec in missing:  # a wrong K or target fails now, not after an hour
-        build(settings, task, spec, seed=0)
-    data = encode(settings, task) if missing else None
+        build(settings, problem, spec, seed=0)
+    data = problem.encode(settings) if missing else None
+    before = _untrained(settings, problem, data) if missing else None
     if tuned:
-        specs = tune(settings, task, specs, out, listener)
+        specs = tune(settings, problem, specs, out, listener)
         cells = {(spec.family, spec.setting, seed): spec for seed in range(seeds) for spec in specs}
     for index, (key, spec) in enumerate(cells.items()):
         seed = key[2]
@@ -66,14 +70,24 @@ def compare(
             assert data is not None
             checkpoint = _checkpoint(out, spec, seed)
             on_step = teller(listener, spec, seed, index, len(order))
-            cell = run_cell(settings, task, data, spec, seed, checkpoint, on_step)
-            folder.add(cell.row, cell.score.predictions, data[1].labels.tolist())
-            finished[key] = cell.row
+            cell = run_cell(settings, problem, data, spec, seed, checkpoint, on_step)
+            row = {**cell.row, "untrained": before}
+            folder.add(row, cell.score.predictions, cell.score.labels)
+            finished[key] = row
             checkpoint.unlink(missing_ok=True)
             folder.write_csv(order)
         if listener is not None:
             listener(Progress(spec, seed, index, len(order), 1, 1, None, finished[key]))
     return folder.write_csv(order)
+
+
+def _untrained(settings: Settings, problem: Problem, data: Any) -> float | None:
+    """What a language model scores before any training: its bits per byte, or its accuracy. A fresh classifier: nothing."""
+    if not is_language(settings.task):
+        return None
+    random.seed(0)
+    found = problem.score(base_model(settings, None), data[1], settings.workers)
+    return rounded(found.accuracy if found.bits_per_byte is None else found.bits_per_byte)
 
 
 def _checkpoint(out: Path, spec: MethodSpec, seed: int) -> Path:

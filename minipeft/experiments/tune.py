@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minipeft.data import Task, encode_examples
+from minipeft.data import encode_examples
 from minipeft.errors import Diverged, UserError
-from minipeft.experiments.cell import Settings, run_cell
+from minipeft.experiments.cell import Settings, rounded, run_cell
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.problems import Classes, Problem
 from minipeft.experiments.progress import Listener, Progress, teller
 from minipeft.files import append_line, read_lines
 from minipeft.models import load_tokenizer
@@ -22,13 +23,15 @@ GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 TUNING = "tuning.jsonl"
 
 
-def validation_rows(settings: Settings, task: Task) -> int:
-    """As many as the test has, or all there are."""
-    return min(settings.test_size, len(task.validation))
+def validation_rows(settings: Settings, problem: Problem) -> int:
+    """As many as the test has, or all there are. Raises UserError for a task without classes, which has none."""
+    if not isinstance(problem, Classes):
+        raise UserError(f"--tune needs validation rows, which only tasks of classes have, not {settings.task!r}.")
+    return min(settings.test_size, len(problem.task.validation))
 
 
 def tune(
-    settings: Settings, task: Task, specs: list[MethodSpec], out: Path, listener: Listener | None = None
+    settings: Settings, problem: Problem, specs: list[MethodSpec], out: Path, listener: Listener | None = None
 ) -> list[MethodSpec]:
     """The methods with the best rate of GRID each; runs the trials that `out`/tuning.jsonl does not have yet.
 
@@ -36,6 +39,8 @@ def tune(
         UserError: a method diverges at every rate.
         KeyboardInterrupt: Ctrl-C; the same call goes on at the trial where it stopped.
     """
+    count = validation_rows(settings, problem)
+    assert isinstance(problem, Classes)
     log = out / TUNING
     trials = {(row["method"], row["lr"]): row for row in read_lines(log)}
     wanted = [(spec, lr) for spec in specs for lr in GRID]
@@ -43,17 +48,17 @@ def tune(
     if missing:
         tokenizer = load_tokenizer(settings.model)
         train, validation = (
-            encode_examples(tokenizer, task.head(split, rows), settings.max_length)
-            for split, rows in (("train", settings.train_size), ("validation", validation_rows(settings, task)))
+            encode_examples(tokenizer, problem.task.head(split, rows), settings.max_length)
+            for split, rows in (("train", settings.train_size), ("validation", count))
         )
     for index, spec, lr in missing:
         spec = dataclasses.replace(spec, lr=lr)
         trial: dict[str, Any] = {"method": spec.name, "lr": lr, "accuracy": None, "loss": None}
         try:
             on_step = teller(listener, spec, 0, index, len(wanted), trial=True)
-            score = run_cell(settings, task, (train, validation), spec, 0, None, on_step).score
+            score = run_cell(settings, problem, (train, validation), spec, 0, None, on_step).score
             if score.loss < float("inf"):  # and no NaN
-                trial |= {"accuracy": round(score.accuracy, 6), "loss": round(score.loss, 6)}
+                trial |= {"accuracy": rounded(score.accuracy), "loss": round(score.loss, 6)}
         except Diverged:
             pass
         append_line(log, json.dumps(trial))

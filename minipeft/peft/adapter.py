@@ -100,6 +100,7 @@ class AdapterMethod(Method):
         self.owner = (model,)
         self.train_norms = config.train_norms
         rng = random.stream("init")
+        self.plain = tuple(model.blocks)
         model.blocks = [AdapterBlock(block, config, rng) for block in model.blocks]
         if config.train_norms:
             for block in model.blocks:
@@ -122,3 +123,7 @@ class AdapterMethod(Method):
 
     def unmerge(self) -> None:
         """Nothing was merged."""
+
+    def unload(self) -> None:
+        """Put the plain blocks back."""
+        self.owner[0].blocks = list(self.plain)

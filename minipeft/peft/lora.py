@@ -7,7 +7,8 @@ W ∈ R^{in × out} and b stay frozen; A ∈ R^{in × r} and B ∈ R^{r × out} 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from minipeft.autograd import Tensor, functional
@@ -31,6 +32,9 @@ class LoraConfig(PeftConfig):
         init: how A starts: "kaiming" uniform in ±1/√in as HF PEFT does, or "gaussian" N(0, (1/r)²).
         use_rslora: s = α / √r.
         bias: biases to train as well: "none", "all", or those of the targets, "lora_only".
+        rank_pattern: other ranks for some of the targets, by name: {"blocks.0.q_proj": 4}; the first that fits counts.
+        alpha_pattern: likewise, other values of α.
+        modules_to_save: names of other modules that are trained whole, beside the head.
     """
 
     peft_type: ClassVar[str] = "LORA"
@@ -42,10 +46,14 @@ class LoraConfig(PeftConfig):
     init: str = "kaiming"
     use_rslora: bool = False
     bias: str = "none"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"r={self.r}: the rank of LoRA is 1 or more.")
+        for r in (self.r, *self.rank_pattern.values()):
+            if r < 1:
+                raise UserError(f"r={r}: the rank of LoRA is 1 or more.")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"lora_dropout={self.lora_dropout}: a probability is in [0, 1).")
         if self.init not in ("kaiming", "gaussian"):
@@ -58,10 +66,25 @@ class LoraConfig(PeftConfig):
         """s."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
+    def at(self, name: str) -> LoraConfig:
+        """The settings for one target: with the rank and the α that the patterns give it."""
+        r, alpha = (
+            next((value for key, value in pattern.items() if name == key or name.endswith(f".{key}")), usual)
+            for pattern, usual in ((self.rank_pattern, self.r), (self.alpha_pattern, self.lora_alpha))
+        )
+        return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
+
     def attach(self, model: Module) -> Method:
-        """Put a `LoRALinear` in the place of every target. Raises UserError for a target that matches nothing."""
+        """Put a `LoRALinear` in the place of every target. Raises UserError for a name that matches nothing."""
         targets = match_modules(model, self.target_modules, Linear, "all-linear")
-        return LoraMethod(model, targets, self)
+        for key in (*self.rank_pattern, *self.alpha_pattern):
+            if not match_modules(model, key, Linear, "all-linear").keys() & targets.keys():
+                raise UserError(f"A pattern names {key!r}, which is not among the targets: {', '.join(targets)}.")
+        whole = match_modules(model, self.modules_to_save) if self.modules_to_save else {}
+        for key in whole:
+            if key in targets or any(name.startswith(f"{key}.") for name in targets):
+                raise UserError(f"{key!r} is among modules_to_save and holds a target: it is trained whole or by LoRA.")
+        return LoraMethod(model, targets, whole, self)
 
 
 class LoRALinear(Module):
@@ -78,7 +101,7 @@ class LoRALinear(Module):
             start = rng.uniform(-1, 1, (d_in, config.r)).astype("float32") / math.sqrt(d_in)
         self.A = Parameter(active().asarray(start))
         self.B = constant((config.r, d_out), 0.0)
-        self.scale, self.dropout = config.scale, config.lora_dropout
+        self.scale, self.alpha, self.dropout = config.scale, config.lora_alpha, config.lora_dropout
         self.enabled = True
         self.W0: Any = None  # the base's weight, kept while A B is merged into `linear`
 
@@ -106,14 +129,14 @@ class LoRALinear(Module):
 class LoraMethod(Method):
     """LoRA on the chosen linear layers of a model."""
 
-    def __init__(self, model: Module, targets: dict[str, Module], config: LoraConfig) -> None:
+    def __init__(self, model: Module, targets: dict[str, Module], whole: dict[str, Module], config: LoraConfig) -> None:
         self.owner = (model,)  # a tuple, so that the model's parameters are not listed twice
-        self.bias = config.bias
+        self.trains_base = config.bias != "none" or bool(whole)
         self.layers: dict[str, LoRALinear] = {}
         rng = random.stream("init")
         for name, linear in targets.items():
             assert isinstance(linear, Linear)
-            self.layers[name] = LoRALinear(linear, config, rng)
+            self.layers[name] = LoRALinear(linear, config.at(name), rng)
         for name, layer in self.layers.items():  # only now: a rank that does not fit leaves the model as it was
             model.set_submodule(name, layer)
             if config.bias == "lora_only" and layer.linear.bias is not None:
@@ -121,11 +144,14 @@ class LoraMethod(Method):
         if config.bias == "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad |= name.endswith(".bias")
+        for module in whole.values():
+            for parameter in module.parameters():
+                parameter.requires_grad = True
 
     def enable(self, on: bool) -> None:
         """Skip the branches X A B, or not."""
-        if not on and self.bias != "none":
-            raise UserError(f"LoRA with bias={self.bias!r} trains the base's own biases: the base cannot be had back.")
+        if not on and self.trains_base:
+            raise UserError("LoRA with bias or modules_to_save trains the base's own weights: it cannot be had back.")
         for layer in self.layers.values():
             layer.enabled = on
 

@@ -22,9 +22,10 @@ from minipeft.peft.targets import task_head
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The settings of a method. `peft_type` names the method in files."""
+    """The settings of a method. `peft_type` names it in files, `version` the algorithm that rebuilds it from them."""
 
     peft_type: ClassVar[str] = ""
+    version: ClassVar[int] = 1
 
     def attach(self, model: Module) -> Method:
         """Change `model`, all of whose parameters are frozen, so that the method's own can be trained."""
@@ -175,6 +176,10 @@ class PeftModel(Module):
     def merge_and_unload(self) -> Module:
         """Merge, remove every trace of the method, and return the plain model."""
         self.merge_adapter()
+        return self.unload()
+
+    def unload(self) -> Module:
+        """Remove every trace of the method, with the weights as they are now, and return the plain model."""
         self.method.unload()
         vars(self.model).pop("carries_method", None)
         return self.model
@@ -209,11 +214,17 @@ class PeftModel(Module):
         """Attach to `model` what `save_pretrained` wrote (for LoRA, also what Hugging Face PEFT wrote).
 
         Raises:
-            UserError: the files are missing or damaged, or were made for another model.
+            UserError: the files are missing or damaged, or were made for another model. The model is as it was.
         """
+        _refuse_second(model)
         kinds = {kind.peft_type: kind for kind in _subclasses(PeftConfig) if kind.peft_type}
-        peft = get_peft_model(model, io.load_config(folder, kinds))
-        io.load_weights(peft, folder)
+        saved = io.read(model, folder, kinds)
+        peft = get_peft_model(model, saved.config)
+        try:
+            io.load_weights(peft, saved)
+        except UserError:
+            peft.unload()
+            raise
         return peft
 
 
@@ -230,9 +241,13 @@ def get_peft_model(model: Module, config: PeftConfig) -> PeftModel:
     Raises:
         UserError: the model carries a method already, or a setting does not fit it.
     """
+    _refuse_second(model)
+    return PeftModel(model, config)
+
+
+def _refuse_second(model: Module) -> None:
     if isinstance(model, PeftModel) or vars(model).get("carries_method"):
         raise UserError("This model carries a method already; call merge_and_unload() on it first.")
-    return PeftModel(model, config)
 
 
 def _base_name(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
 from minipeft.report.fairness import LEVEL, interval_rows, reference_of, trial_rows
-from minipeft.report.plots import FIGURES, draw_all
+from minipeft.report.plots import draw_all, figures_of
 from minipeft.report.summary import Summary, read_results, summarise
 
 # The columns of the table: heading, decimals, what it means.
@@ -30,8 +30,11 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "method_params": ("Method params", 0, "Trainable parameters that belong to the method, without the task head."),
     "head_params": ("Head params", 0, "Trainable parameters of the task head."),
     "total_params": ("Total params", 0, "All parameters, frozen ones included."),
-    "accuracy": ("Accuracy %", 1, "Share of the test set that is classified correctly."),
+    "accuracy": ("Accuracy %", 1, "Share of the test set that is classified, or answered word for word, correctly."),
     "test_loss": ("Test loss", 3, "Mean cross-entropy on the test set, in nats; lower is better."),
+    "perplexity": ("Perplexity", 2, "Among so many tokens the model seems to choose each next one: exp(test loss)."),
+    "bits_per_byte": ("Bits/byte", 3, "-log₂ likelihood of the held-out text over its UTF-8 bytes; lower is better."),
+    "untrained": ("Untrained", 3, "Bits per byte (or the share of right answers) of the model before any training."),
     "train_seconds": ("Training s", 1, "Wall-clock time of the whole training."),
     "step_ms": ("Step ms", 1, "Wall-clock time of one training step: forward, backward and update."),
     "forward_gflop": ("Forward GFLOP", 2, "Floating-point work of one forward pass, in 10⁹ operations."),
@@ -45,10 +48,13 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
 CAPTIONS: Mapping[str, str] = {
     "accuracy_vs_parameters": "Test accuracy against the number of trainable parameters, for each method and setting. "
     "The dashed lines are full fine-tuning and 90 % of it; the vertical line is the task head alone.",
+    "bits_vs_parameters": "Bits per byte of the held-out text against the number of trainable parameters, for each method "
+    "and setting; lower is better. The dashed line is the model before training.",
     "time_and_memory": "Time of one training step, and the memory that training adds to the weights.",
     "loss_curves": "Training loss against step, for each method and setting.",
     "flops": "Work of one training step, forward and backward, in GFLOP.",
 }
+ONE_KIND = ("accuracy", "perplexity", "bits_per_byte", "untrained")  # what only some kinds of tasks have
 OPTIONS = ("model", "task", "methods", "seeds", "train_size", "test_size", "epochs")  # the command's main options
 CSS = """
 :root { color-scheme: light dark; --ink: #222; --soft: #666; --rule: #ddd; --paper: #fff; --band: #f6f6f4; }
@@ -88,7 +94,7 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
     config = _read_config(run_folder / "config.json")
     results = run_folder / "results.csv"
     cells = summarise(read_results(results))
-    figures = {name: run_folder / "figures" / f"{name}.svg" for name in FIGURES}
+    figures = {name: run_folder / "figures" / f"{name}.svg" for name in figures_of(cells)}
     drawn = results.stat().st_mtime_ns
     if not all(path.exists() and path.stat().st_mtime_ns >= drawn for path in figures.values()):
         draw_all(results, run_folder / "figures")
@@ -145,9 +151,10 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 
 def _results(cells: Sequence[Summary]) -> str:
     """The table of results, a row a cell."""
-    heads = ("Method", "Seeds", *(heading for heading, _, _ in COLUMNS.values()))
+    shown = [name for name in COLUMNS if name not in ONE_KIND or any(not math.isnan(cell.mean[name]) for cell in cells)]
+    heads = ("Method", "Seeds", *(COLUMNS[name][0] for name in shown))
     return _table(
-        "results", heads, [[cell.label, str(cell.n), *(_value(cell, name) for name in COLUMNS)] for cell in cells]
+        "results", heads, [[cell.label, str(cell.n), *(_value(cell, name) for name in shown)] for cell in cells]
     )
 
 

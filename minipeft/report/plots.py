@@ -19,14 +19,15 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from minipeft.report.labels import Label, label_ends, label_points
+from minipeft.report.language_plots import bits_vs_parameters
 from minipeft.report.style import BLANK, GREY, INK, blank_figure, family_looks, ink, marker, save_figure, styled, tint
 from minipeft.report.summary import Row, Summary, read_results, summarise
 
-__all__ = ["FIGURES", "Row", "draw_all", "read_results", "styled"]
+__all__ = ["FIGURES", "Row", "draw_all", "figures_of", "read_results", "styled"]
 
 
 def draw_all(results_csv: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
-    """Draw every figure of FIGURES into `folder` as NAME.png and NAME.svg; returns the paths.
+    """Draw every figure of `figures_of` into `folder` as NAME.png and NAME.svg; returns the paths.
 
     Raises:
         UserError: results.csv cannot be read (see `read_results`) or the folder cannot be written to.
@@ -34,7 +35,7 @@ def draw_all(results_csv: str | os.PathLike[str], folder: str | os.PathLike[str]
     cells = summarise(read_results(results_csv))
     paths = []
     with styled():
-        for name, draw in FIGURES.items():
+        for name, draw in figures_of(cells).items():
             figure = draw(cells)
             paths += save_figure(figure, Path(folder) / name)
     return paths
@@ -174,6 +175,14 @@ FIGURES: Mapping[str, Callable[[Sequence[Summary]], Figure]] = {
     "loss_curves": loss_curves,
     "flops": flops,
 }
+
+
+def figures_of(cells: Sequence[Summary]) -> Mapping[str, Callable[[Sequence[Summary]], Figure]]:
+    """FIGURES; where the task is a text, bits per byte stand in the place of accuracy."""
+    if not any(cell.of_text for cell in cells):
+        return FIGURES
+    others = {name: draw for name, draw in FIGURES.items() if draw is not accuracy_vs_parameters}
+    return {"bits_vs_parameters": bits_vs_parameters, **others}
 
 
 def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: str) -> None:

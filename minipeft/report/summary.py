@@ -40,8 +40,11 @@ class Row:
     method_params: int
     head_params: int
     total_params: int
-    accuracy: float  # 0..1
+    accuracy: float  # 0..1; nan where the next token of a text is the task
     test_loss: float  # nan where the run diverged
+    perplexity: float  # nan, as the next two, where the task has classes
+    bits_per_byte: float
+    untrained: float  # the bits per byte, or the accuracy, of the language model before any training
     train_seconds: float
     step_ms: float
     forward_gflop: float
@@ -80,6 +83,11 @@ class Summary:
         symbol = FAMILIES.get(self.method, ("", ""))[1]
         label = self.setting.replace(":", ", ")
         return f"{symbol}={label}" if symbol and label else label
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the task is the next token of a text, so that bits per byte are the score and not accuracy."""
+        return not math.isnan(self.mean["bits_per_byte"])
 
     @property
     def label(self) -> str:
@@ -183,7 +191,11 @@ def _measure(text: str) -> float:
 
 
 def _fraction(text: str) -> float:
-    return _checked(value := float(text), 0 <= value <= 1)
+    return _checked(value := float(text or "nan"), not (value < 0 or value > 1))
+
+
+def _if_any(text: str) -> float:
+    return _checked(value := float(text or "nan"), not value < 0)
 
 
 def _loss(text: str) -> float:
@@ -211,5 +223,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 _PARSERS = {field.name: _KINDS[str(field.type)] for field in fields(Row)} | {
     "method": ("the name of a method", _name),
     "accuracy": ("a number between 0 and 1", _fraction),
+    "perplexity": ("a number of 0 or more, or empty", _if_any),
+    "bits_per_byte": ("a number of 0 or more, or empty", _if_any),
+    "untrained": ("a number of 0 or more, or empty", _if_any),
     "test_loss": ("a loss (0 or more, or nan)", _loss),
 }

@@ -11,7 +11,8 @@ from minipeft.data import load_task
 from minipeft.errors import UserError
 from minipeft.experiments.compare import Settings, compare
 from minipeft.experiments.methods import parse_methods
-from minipeft.experiments.tune import GRID, best_rate
+from minipeft.experiments.problems import Classes
+from minipeft.experiments.tune import GRID, best_rate, tune
 from minipeft.files import read_lines
 from minipeft.report.page import write_page
 
@@ -48,9 +49,7 @@ def test_the_search_never_sees_the_test_rows(settings, tmp_path, monkeypatch):
     seen = []
     head = type(task).head
     monkeypatch.setattr(type(task), "head", lambda self, split, n: seen.append(split) or head(self, split, n))
-    from minipeft.experiments.tune import tune
-
-    tune(settings, task, parse_methods("head"), tmp_path)
+    tune(settings, Classes(task), parse_methods("head"), tmp_path)
     assert sorted(seen) == ["train", "validation"]
     texts = [{row.text for row in part} for part in (task.train, task.validation, task.test)]
     assert not texts[0] & texts[1]

@@ -6,7 +6,8 @@ An ablation trains adapters in all blocks, then switches off those of the blocks
 from __future__ import annotations
 
 from minipeft.errors import UserError
-from minipeft.experiments.cell import OnStep, Settings, tokenizer_of
+from minipeft.experiments.cell import OnStep, Settings
+from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
 from minipeft.nn import Module
 from minipeft.peft.adapter import AdapterBlock

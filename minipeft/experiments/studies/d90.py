@@ -14,7 +14,8 @@ from typing import Any
 
 from minipeft.backend import random
 from minipeft.errors import Diverged
-from minipeft.experiments.cell import OnStep, Settings, tokenizer_of
+from minipeft.experiments.cell import OnStep, Settings
+from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
 from minipeft.models import Pretrained, load_model
 from minipeft.peft import FullConfig, IntrinsicConfig, PeftConfig, get_peft_model

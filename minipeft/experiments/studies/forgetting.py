@@ -11,8 +11,9 @@ import contextlib
 from minipeft.data.corpus import encode_documents, load_corpus
 from minipeft.data.token_rows import TokenRows, windows
 from minipeft.errors import UserError
-from minipeft.experiments.cell import OnStep, Settings, tokenizer_of
+from minipeft.experiments.cell import OnStep, Settings
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
 from minipeft.models import Pretrained, load_model
 from minipeft.nn import LanguageHead, Module

@@ -19,6 +19,7 @@ from minipeft.data import EncodedSet, encode_examples, load_task
 from minipeft.errors import Diverged, UserError
 from minipeft.experiments.cell import Cell, OnStep, Settings, run_cell
 from minipeft.experiments.methods import MethodSpec, parse_method
+from minipeft.experiments.problems import Classes
 from minipeft.experiments.results import RunFolder
 from minipeft.experiments.tune import best_rate
 from minipeft.files import append_line, read_lines
@@ -78,6 +79,7 @@ class Lab:
         self.plan, self.settings = plan, plan.settings
         set_backend(self.settings.backend)
         self.task = load_task(self.settings.task)
+        self.problem = Classes(self.task)
         self.seeds = range(plan.seeds)
 
     @cached_property
@@ -121,7 +123,7 @@ class Lab:
         """Train a method ("lora:8") on the training rows and test it; `changes` are of the settings. Raises Diverged."""
         spec = parse_method(method) if isinstance(method, str) else method
         settings = dataclasses.replace(self.settings, **changes)
-        return run_cell(settings, self.task, data or (self.train, self.test), spec, seed, None, on_step)
+        return run_cell(settings, self.problem, data or (self.train, self.test), spec, seed, None, on_step)
 
     def job(
         self,

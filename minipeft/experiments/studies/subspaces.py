@@ -41,7 +41,7 @@ def _job(lab: Lab, seed: int) -> Job:
             ],
         }
         del a, b, c
-        before = weights(build(lab.settings, lab.task, parse_method("full"), seed))
+        before = weights(build(lab.settings, lab.problem, parse_method("full"), seed))
         full = lab.run("full", seed, on_step)
         changes = {name: W - before[name] for name, W in weights(full.model).items()}
         row["accuracy"] = full.row["accuracy"]

@@ -1,0 +1,92 @@
+"""A report in the forms that others read: Gradescope's results.json, JUnit XML, and a CSV of a whole course."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from minipeft.labs.grade import Report
+from minipeft.labs.run import Outcome
+
+
+def numbered(report: Report) -> list[tuple[str, Outcome, float]]:
+    """("2.1", outcome, the most that it is worth) of every test."""
+    rows = []
+    for task in report.lab.tasks:
+        outcomes = report.of(task)
+        rows += [(f"{task.number}.{i}", o, task.points / len(outcomes)) for i, o in enumerate(outcomes, start=1)]
+    return rows
+
+
+def gradescope(report: Report) -> str:
+    """Gradescope's results.json (its "Autograder specifications"): hidden tests show once the grades are published."""
+    tests: list[dict[str, Any]] = [
+        {
+            "name": f"{number} {outcome.name}",
+            "number": number,
+            "score": round(worth, 4) if outcome.passed else 0.0,
+            "max_score": round(worth, 4),
+            "status": "passed" if outcome.passed else "failed",
+            "output": outcome.message or "Correct.",
+            "visibility": "after_published" if outcome.hidden else "visible",
+        }
+        for number, outcome, worth in numbered(report)
+    ]
+    printed = f"\n\nYour code printed (beginning):\n{report.printed}" if report.printed else ""
+    lines = [f"Task {t.number}, {t.title}: {report.score(t):g} of {t.points:g}" for t in report.lab.tasks]
+    result = {
+        "score": report.total,
+        "max_score": report.lab.points,
+        "output": "\n".join(lines) + printed,
+        "visibility": "visible",
+        "stdout_visibility": "hidden",
+        "tests": tests,
+    }
+    return json.dumps(result, indent=2, ensure_ascii=True) + "\n"
+
+
+def junit(report: Report) -> str:
+    """JUnit XML: one suite a task, one case a test."""
+    root = ET.Element("testsuites", name=f"lab {report.lab.number}: {report.name}")
+    for task in report.lab.tasks:
+        outcomes = report.of(task)
+        failed = sum(not outcome.passed for outcome in outcomes)
+        sizes = {"tests": str(len(outcomes)), "failures": str(failed), "errors": "0"}
+        suite = ET.SubElement(root, "testsuite", name=f"task {task.number}: {task.title}", **sizes)
+        for outcome in outcomes:
+            case = ET.SubElement(suite, "testcase", classname=f"lab{report.lab.number}_{task.number}", name=outcome.name)
+            if outcome.message is not None:
+                ET.SubElement(case, "failure", message=_printable(outcome.message))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def course_csv(reports: list[Report]) -> str:
+    """A row for each submission: its name, the total, and the points of every task."""
+    if not reports:
+        return ""
+    lab = reports[0].lab
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["submission", "total", *(f"task_{t.number}" for t in lab.tasks), "passed", "tests", "note"])
+    for report in reports:
+        passed = sum(outcome.passed for outcome in report.outcomes)
+        note = next((o.message for o in report.outcomes if o.message is not None), "") or ""
+        points = [f"{report.score(task):g}" for task in lab.tasks]
+        cells = [report.name, f"{report.total:g}", *points, passed, len(report.outcomes), _printable(note)[:200]]
+        writer.writerow([_not_a_formula(cell) for cell in cells])
+    return text.getvalue()
+
+
+def _printable(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd]", "?", text)
+
+
+def _not_a_formula(cell: Any) -> Any:
+    """A text that a spreadsheet would compute, quoted."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") and not cell[1:2].isdigit() else cell

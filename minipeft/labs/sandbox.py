@@ -1,0 +1,264 @@
+"""A submission's process, seen from the grader: started, asked, timed and ended here; whatever it does, this side goes on.
+
+The tests hold `Remote` objects. What they do to them is done over there, and the plain values that come back are judged here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minipeft.labs.spec import Lab
+from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, to_line, unpack
+
+CLOSED = "{} is what this lab asks you to write, so it is closed while the lab is checked"
+GRACE = 30.0  # seconds for Python, NumPy and what the lab loads
+
+
+class SubmissionError(Exception):
+    """An error that the submission raised: its classes' names, message, and line.
+
+    `told` is the sentence for the student.
+    """
+
+    def __init__(self, kinds: list[str], message: str, line: int | None, name: str) -> None:
+        self.kinds = kinds
+        where = f" ({name}.py, line {line})" if line else ""
+        self.told = message if kinds[0] == "NotImplementedError" else f"{kinds[0]}: {message}{where}"
+        if kinds[0] in ("SystemExit", "KeyboardInterrupt"):
+            self.told = f"your code ended the program with {kinds[0]}{where}"
+        if kinds[0] == "MemoryError":
+            self.told = f"your code asked for more memory than the lab allows{where}"
+        super().__init__(self.told)
+
+
+class SessionEnded(Exception):
+    """The process is no more: it ended itself, or its time was up. `told` is the sentence for the student."""
+
+    def __init__(self, why: str) -> None:
+        self.told = why
+        super().__init__(why)
+
+
+class Remote:
+    """An object of the submission's process. Calls, attributes, items and iteration happen there."""
+
+    def __init__(self, session: Session, number: int, kind: str) -> None:
+        vars(self).update(_session=session, _number=number, remote_kind=kind)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._session.ask(self._number, "get", name=name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._session.ask(self._number, "set", (value,), name=name)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self._session.ask(self._number, "call", inputs, options)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._session.ask(self._number, "item", (index,))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._session.ask(self._number, "iter"))
+
+    def __len__(self) -> int:
+        return int(self._session.ask(self._number, "len"))
+
+    def __add__(self, other: Any) -> Any:
+        return self._session.ask(self._number, "get", name="__add__")(other)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._session.ask(self._number, "get", name="__mul__")(other)
+
+    def __repr__(self) -> str:
+        return f"a {self.remote_kind}"
+
+
+class Session:
+    """One process with one copy of a submission.
+
+    Args:
+        lab: the lab; its limits and closed parts.
+        file: the submission's module.
+        seconds: the time that it has, from its first line on.
+
+    Raises:
+        SubmissionError: the module cannot be imported.
+        SessionEnded: the process ended while it was.
+    """
+
+    def __init__(self, lab: Lab, file: Path, seconds: float) -> None:
+        self.name, self.printed, self.ended = lab.name, "", ""
+        self._folder = tempfile.TemporaryDirectory(prefix="minipeft-lab-")
+        folder = Path(self._folder.name).resolve()
+        folder.chmod(0o755)
+        (folder / "work").mkdir(mode=0o777)
+        (folder / "work").chmod(0o777)
+        copy = folder / "work" / file.name
+        shutil.copyfile(file, copy)
+        command, user = confinement(lab.folder.parent.resolve())  # where the hidden tests of all labs lie
+        self._process = subprocess.Popen(
+            [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env=_environment(folder),
+            start_new_session=os.name == "posix",
+            **user,
+        )
+        self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        setting = {
+            "file": str(copy),
+            "folder": str(copy.parent),
+            "name": lab.name,
+            "closed": lab.closed,
+            "loads": lab.loads,
+            "message": CLOSED,
+            "megabytes": lab.megabytes,
+            "seconds": seconds + GRACE,
+        }
+        self._deadline = time.monotonic() + GRACE
+        try:
+            self._exchange(setting)
+            self.started = time.monotonic()
+            self._deadline = self.started + seconds
+            self._exchange({"do": "load"})
+        except BaseException:
+            self.close()
+            raise
+
+    def root(self, number: int) -> Remote:
+        """0: the submission's module; 1: minipeft in its process."""
+        return Remote(self, number, "module")
+
+    def ask(
+        self, number: int, do: str, inputs: tuple[Any, ...] = (), options: dict[str, Any] | None = None, name: str = ""
+    ) -> Any:
+        """Have something done over there. Raises SubmissionError or SessionEnded."""
+        message = {"of": number, "do": do, "name": name}
+        message["inputs"], message["options"] = pack(inputs, self._number_of), pack(options or {}, self._number_of)
+        return self._exchange(message)
+
+    def hold(self, thing: Any) -> Remote:
+        """Keep a value over there, and give what stands for it."""
+        held = self.ask(0, "hold", (thing,))
+        if not isinstance(held, Remote):
+            raise WireError("an answer is not of the agreed form")
+        return held
+
+    def value(self, thing: Remote) -> Any:
+        """What a kept value is by now."""
+        return self.ask(self._number_of(thing), "value")
+
+    def _number_of(self, thing: Any) -> int:
+        if not isinstance(thing, Remote):
+            raise TypeError(f"a {type(thing).__name__} of the test cannot be sent to a submission")
+        return int(vars(thing)["_number"])
+
+    def _remote(self, held: Any) -> Remote:
+        return Remote(self, int(held["id"]), str(held["kind"])[:80])
+
+    def _exchange(self, message: dict[str, Any]) -> Any:
+        if self.ended:
+            raise SessionEnded(self.ended)
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(to_line(message))
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=max(0.0, self._deadline - time.monotonic()))
+        except queue.Empty:
+            self._end("your code did not finish in the time that the task has; is there a loop without an end?")
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            self._end("your code ended the program (a crash, os._exit, too much processor time, or too long an answer)")
+        try:
+            answer = from_line(line)
+            self.printed += str(answer.get("printed", ""))[:4000]
+            if "error" in answer:
+                kinds = [str(kind)[:80] for kind in answer["error"]] or ["Error"]
+                line_number = answer.get("line")
+                where = line_number if isinstance(line_number, int) else None
+                raise SubmissionError(kinds, str(answer.get("message"))[:500], where, self.name)
+            return unpack(answer["ok"], self._remote)
+        except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise SubmissionError(["WireError"], str(error)[:500], None, self.name) from None
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(ValueError, OSError):
+            while line := self._process.stdout.readline(MOST_BYTES):
+                self._answers.put(line)
+        self._answers.put(b"")
+
+    def _end(self, why: str) -> None:
+        self.ended = why
+        self.close()
+        raise SessionEnded(why)
+
+    def close(self) -> None:
+        """End the process and everything that it has started, and remove its folder."""
+        with contextlib.suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        self._process.wait()
+        while self._listener.is_alive():  # it may wait for room in the queue
+            with contextlib.suppress(queue.Empty):
+                self._answers.get(timeout=0.01)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, AttributeError):
+                pipe.close()  # type: ignore[union-attr]
+        with contextlib.suppress(OSError):
+            self._folder.cleanup()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What the process knows of ours: where Python's modules are, and one thread."""
+    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path and Path(path).exists())
+    work = {"HOME": str(folder / "work"), "MPLCONFIGDIR": str(folder / "work"), "TMPDIR": str(folder / "work")}
+    return {**kept, **threads, **work, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+
+
+@functools.cache
+def confinement(hidden: Path) -> tuple[list[str], dict[str, Any]]:
+    """What the operating system offers: a command to start with, and arguments of Popen; the first that works.
+
+    1. Linux namespaces: no network at all, and an empty folder in the place of `hidden`.
+    2. As root: the user `nobody`, who cannot read what is closed to others.
+    3. Neither: the watch in the process (guard.py) is then the only one.
+    """
+    script = 'mount -t tmpfs none "$0" && exec unshare --user -- "$@"'
+    names = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c", script, str(hidden)]
+    check = [sys.executable, "-P", "-c", "import minipeft.labs.child"]
+    choices: list[tuple[list[str], dict[str, Any]]] = []
+    if sys.platform == "linux" and hidden.is_dir():
+        choices.append((names, {}))
+    if os.name == "posix" and os.geteuid() == 0:
+        choices.append(([], {"user": 65534, "group": 65534, "extra_groups": []}))
+    for command, user in choices:
+        with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)
+            environment = _environment(Path(folder))
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            if not subprocess.call([*command, *check], cwd=folder, env=environment, timeout=60, **quiet, **user):
+                return command, user
+    return [], {}
