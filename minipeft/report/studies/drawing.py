@@ -46,13 +46,13 @@ def heat_map(
     high: float,
     form: str | None = ".1f",
 ) -> None:
-    """Values as shades, written into their cells unless `form` is None; NaN stays empty."""
+    """Values as shades, written into their cells unless `form` is None; NaN, and a name that is "", stay empty."""
     array = np.array(values, float)
     image = axes.imshow(array, cmap=HEAT, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     image.set_rasterized(True)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks([place for place, text in enumerate(columns) if text], [text for text in columns if text])
+    axes.set_yticks([place for place, text in enumerate(rows) if text], [text for text in rows if text])
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
