@@ -2,6 +2,9 @@
 
 The classifier's body, as fine-tuned, is given the model's own language head again and reads held-out text. What can be
 switched off (LoRA, adapters, the subspace) forgets nothing once it is off: the base is there to the last bit.
+
+Which text a model was pre-trained on is known for sure of one's own: --model OUT/model of `minipeft pretrain`, whose
+held-out tenth of the corpus is the text here.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ STUDY = Study(
     "forgetting",
     "How much does each method forget of what the model was pre-trained on?",
     full=Plan(
-        Settings("smollm2", train_size=500, test_size=500, epochs=2, batch_size=16),
+        Settings("glassllm"),
         3,
         {
             "methods": METHODS,

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minipeft.report.studies.drawing import curve, log_ticks
+from minipeft.experiments.studies.d90 import best_model
+from minipeft.report.studies.drawing import curve, legend, log_ticks
 from minipeft.report.studies.writing import Result, Rows, Stat, group, markdown, seeds_text, stat
 from minipeft.report.style import GREY, LOOKS, SPARE, Look, blank_figure
 
@@ -18,9 +19,10 @@ LOOK: list[Look] = [LOOKS["intrinsic"], LOOKS["topk"], LOOKS["adapter"], LOOKS["
 
 
 def result(rows: Rows, config: Mapping[str, Any]) -> Result:
-    """d₉₀ of each model and variant, at the bar of the model's own full fine-tuning and at that of the first model."""
+    """d₉₀ of each model and variant, at the bar of the model's own full fine-tuning and at that of the best model."""
     models, variants = list(dict.fromkeys(row["model"] for row in rows)), _variants(rows)
     bars, share = _bars(rows, config["share"]), config["share"]
+    best = best_model(bars)
     sentences, lines = [], []
     for model in models:
         full = stat([bar / share for (name, _), bar in bars.items() if name == model])
@@ -32,17 +34,18 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
         )
         for variant in variants:
             own = _search(rows, model, variant, {s: b for (m, s), b in bars.items() if m == model})
-            first = _search(rows, model, variant, {s: b for (m, s), b in bars.items() if m == models[0]})
             if own:
-                lines.append([_short(model), variant, _d90_text(own), _d90_text(first)])
+                lines.append([_short(model), variant, _d90_text(own), _at_best(rows, model, variant, bars, share)])
     for variant in variants:
-        found = {m: _search(rows, m, variant, {s: b for (n, s), b in bars.items() if n == models[0]}) for m in models}
-        texts = [f"{_short(m)} {_d90_text(values)}" for m, values in found.items() if values]
+        found = {model: _at_best(rows, model, variant, bars, share) for model in models}
+        texts = [f"{_short(model)} {text}" for model, text in found.items() if text]
         if texts:
-            sentences.append(f"{variant}, dimensions to the bar of {_short(models[0])}: {'; '.join(texts)}.")
-    heads = ["model", "variant", "d₉₀, own bar", f"d at the bar of {_short(models[0])}"]
-    figure = _figure(rows, models, variants, bars)
-    return Result(sentences, {"d90": figure}, [markdown(heads, lines)] if lines else [])
+            sentences.append(f"{variant}, dimensions to the bar of {_short(best)}: {'; '.join(texts)}.")
+    heads = ["model", "variant", "d₉₀, own bar", f"d at the bar of {_short(best)}"]
+    figures = {"d90": _figure(rows, models, variants, bars)}
+    if len(models) > 2:
+        figures["models"] = _by_model(rows, models, variants, bars, share)
+    return Result(sentences, figures, [markdown(heads, lines)] if lines else [])
 
 
 def _variants(rows: Rows) -> list[str]:
@@ -70,6 +73,19 @@ def _search(rows: Rows, model: str, variant: str, bars: Mapping[int, float]) -> 
     return found
 
 
+def _at_best(rows: Rows, model: str, variant: str, bars: Mapping[tuple[str, int], float], share: float) -> str:
+    """As `_d90_text`, at the bar of the best model; for the seeds whose full fine-tuning reaches it."""
+    best = best_model(bars)
+    wanted = {seed: bar for (name, seed), bar in bars.items() if name == best and (model, seed) in bars}
+    within = {seed: bar for seed, bar in wanted.items() if bar <= bars[model, seed] / share}
+    found = _search(rows, model, variant, within)
+    short = len(wanted) - len(within)
+    if not short:
+        return _d90_text(found) if found else ""
+    note = f"full fine-tuning falls short with {short} of {len(wanted)} seeds"
+    return f"{_d90_text(found)}; {note}" if found else note
+
+
 def _d90_text(found: list[tuple[int | None, int]]) -> str:
     """The geometric mean over seeds, and each seed's; "> d" where no d that was tried reached the bar."""
     texts = [f"> {largest:,}" if d is None else f"{d:,}" for d, largest in found]
@@ -87,7 +103,7 @@ def _short(model: str) -> str:
 
 
 def _figure(rows: Rows, models: list[str], variants: list[str], bars: Mapping[tuple[str, int], float]) -> Figure:
-    width = max(1, min(3, len(models)))
+    best, width = best_model(bars), max(1, min(3, len(models)))
     height = -(-len(models) // width)
     note = (
         f"Best epoch on the validation rows; {seeds_text(rows)}. Searched by halving: not every d ran with every seed"
@@ -104,8 +120,8 @@ def _figure(rows: Rows, models: list[str], variants: list[str], bars: Mapping[tu
         own_bars = [bar for (name, _), bar in bars.items() if name == model]
         if own_bars:
             _bar_line(axes, stat(own_bars).mean, "90 % of its full")
-        if model != models[0]:
-            _bar_line(axes, stat([bar for (name, _), bar in bars.items() if name == models[0]]).mean, "of the first's")
+        if model != best:
+            _bar_line(axes, stat([bar for (name, _), bar in bars.items() if name == best]).mean, "of the best's")
         if grid:
             log_ticks(axes, grid, [_tick(d) for d in grid])
             axes.set_xlim(grid[0] / 1.4, grid[-1] * 1.4)
@@ -116,6 +132,30 @@ def _figure(rows: Rows, models: list[str], variants: list[str], bars: Mapping[tu
     panels[0].set_ylabel("Validation accuracy (%)")
     if variants:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, handlelength=3.2)
+    return figure
+
+
+def _by_model(
+    rows: Rows, models: list[str], variants: list[str], bars: Mapping[tuple[str, int], float], share: float
+) -> Figure:
+    """d at the bar of the best model, against the models in the order that they were given in."""
+    best = best_model(bars)
+    note = f"To 90 % of what full fine-tuning of {_short(best)} reaches; geometric mean of {seeds_text(rows)}"
+    figure = blank_figure(9, 5.2, "The dimension that is needed, model by model", note)
+    axes = figure.add_subplot()
+    for look, variant in zip(LOOK, variants, strict=False):
+        points: dict[float, Stat] = {}
+        for place, model in enumerate(models):
+            wanted = {s: bar for (m, s), bar in bars.items() if m == best and bar <= bars.get((model, s), 0.0) / share}
+            reached = [d for d, _ in _search(rows, model, variant, wanted)]
+            if reached and None not in reached:
+                points[float(place)] = Stat(geometric_mean([d for d in reached if d is not None]), 0.0, 1)
+        curve(axes, points, look, variant, factor=1)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.set_xticks(range(len(models)), [_short(model).replace("/", "\n") for model in models])
+    axes.set_ylabel("d (log scale)")
+    legend(axes)
     return figure
 
 
