@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from minipeft.experiments.studies.d90 import best_model
 from minipeft.report.studies.drawing import curve, legend, log_ticks
@@ -152,6 +153,8 @@ def _by_model(
                 points[float(place)] = Stat(geometric_mean([d for d in reached if d is not None]), 0.0, 1)
         curve(axes, points, look, variant, factor=1)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator(sorted({row["d"] for row in rows if row["d"]})))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.set_xticks(range(len(models)), [_short(model).replace("/", "\n") for model in models])
     axes.set_ylabel("d (log scale)")
