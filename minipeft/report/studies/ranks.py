@@ -84,10 +84,10 @@ def _ranks(rows: Rows, accuracy: Mapping[Choice, Stat], config: Mapping[str, Any
     figure = blank_figure(8.5, 4.8, "LoRA of which rank", f"Test set; {bars_text(rows)}")
     axes = figure.add_subplot()
     looks: list[Look] = [LOOKS["topk"], LOOKS["lora"], LOOKS["adapter"], *SPARE]
-    for look, targets in zip(looks, config["targets"], strict=False):
+    for place, (look, targets) in enumerate(zip(looks, config["targets"], strict=False)):
         points = {float(r): accuracy[targets, r] for r in sorted(config["ranks"]) if (targets, r) in accuracy}
         if points:
-            curve(axes, points, look, targets)
+            curve(axes, points, look, targets, shift=1.04**place)
     log_ticks(axes, sorted(config["ranks"]))
     axes.set_xlabel("Rank r (log scale)")
     axes.set_ylabel("Test accuracy (%)")
