@@ -65,4 +65,6 @@ def heat_map(
 
 def legend(axes: Axes, columns: int = 4) -> None:
     """The names of the curves, in a line above the axes."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handlelength=3.2)
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, names, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handlelength=3.2)
