@@ -21,7 +21,7 @@ from minipeft.report.page import write_page
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     task = write_task(folder / "task.jsonl")
-    return Settings(str(write_model(folder / "model")), str(task), 64, 40, 1, 8, 16, workers=1)
+    return Settings(str(write_model(folder / "model")), str(task), 32, 20, 1, 16, 16, workers=1)
 
 
 @pytest.fixture(scope="module")
