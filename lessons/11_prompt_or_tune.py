@@ -37,7 +37,7 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 
 lesson = begin("11_prompt_or_tune")
 name = lesson.pick("smollm2", "glassllm")
-data = load_two_domains(validation_size=2, test_size=lesson.pick(30, 8))
+data = load_two_domains(validation_size=2, test_size=lesson.pick(24, 8))
 tests = {"in the domain": data.in_domain, "out of it": data.out_of_domain}
 model = mp.load_model(name, task="causal-lm")
 tokenizer = model.tokenizer
@@ -52,7 +52,7 @@ tokenizer = model.tokenizer
 
 # %%
 words = lesson.pick(("bad", "good"), ("poor", "good"))  # one token each, to the model that is used
-pattern = Pattern("{text}\nSentiment:", words, most_words=lesson.pick(16, 5))
+pattern = Pattern("{text}\nSentiment:", words, most_words=lesson.pick(12, 5))
 for row in data.in_domain[:2]:
     p = classify(model, pattern, [row])[0]
     print(f"{pattern.question(row)} ___   [{LABELS[row.label]}; p(bad) = {p[0]:.2f}, p(good) = {p[1]:.2f}]\n")
