@@ -152,7 +152,7 @@ for axes, where in zip(panels, tests, strict=True):
         axes.plot(place + np.linspace(-0.1, 0.1, draws), values, marker, color=colour, linestyle="none")
         axes.plot([place - 0.2, place + 0.2], [np.mean(values)] * 2, color=colour)
     axes.plot([-0.3, 1.3], [0.5, 0.5], "--", color="#666666", linewidth=1)
-    axes.set_xticks([0, 1], ["16 in the prompt", "LoRA on 16"])
+    axes.set(xticks=[0, 1], xticklabels=[f"{shots_wanted} in the prompt", f"LoRA on {shots_wanted}"], ylim=(0.3, 1))
     axes.set_title(where.capitalize(), loc="left")
 panels[0].set_ylabel("Accuracy, a dot a draw")
 lesson.save(figure, "prompt_or_tune")
