@@ -178,7 +178,7 @@ def test_recursion_without_an_end(submit):
 
 def test_an_answer_sent_ahead_and_then_a_loop(submit, monkeypatch):
     """The grader sends the next request, which is longer than a pipe holds, to a process that reads no more."""
-    monkeypatch.setattr(sandbox, "GRACE", 6.0)
+    monkeypatch.setattr(sandbox, "GRACE", 5.0)
     code = """
 import gc, io
 for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
