@@ -18,7 +18,8 @@ class Unsupported(Exception):
 @dataclass(frozen=True)
 class Shape:
     """A model and a batch. `kind` is "gpt" (pre-norm, causal, loss at every position), "llama" (that with RMSNorm, SwiGLU,
-    rotary positions and `kv_heads`), "bert" (post-norm, two classes from the first position) or "mlp" (d -> d_ff -> ...
+    rotary positions and `kv_heads`), "tied" (a llama whose word table is its output matrix, which only full fine-tuning
+    trains), "bert" (post-norm, two classes from the first position) or "mlp" (d -> d_ff -> ...
     -> classes, `layers` hidden layers).
     """
 
@@ -47,6 +48,11 @@ SHAPES = {
             kv_heads=3,
             about="SmolLM2's block, d 576, 9 heads over 3, 4 layers, seq 64, batch 8, vocab 4096",
         ),
+        Shape(
+            *("smollm2-135m", "tied", 576, 30, 9, 1536, 64, 8, 49152),
+            kv_heads=3,
+            about="the whole of SmolLM2-135M, seq 64, batch 8",
+        ),
         Shape("mlp", "mlp", 128, 2, 1, 512, 1, 256, 1, classes=10, about="MLP 128-512-512-10, batch 256"),
     )
 }
@@ -74,7 +80,7 @@ def inputs(shape: Shape) -> tuple[Any, Any]:
         X = rng.standard_normal((shape.batch, shape.d), dtype=np.float32)
         return X, rng.integers(0, shape.classes, shape.batch)
     ids = rng.integers(0, shape.vocab, (shape.batch, shape.seq))
-    if shape.kind in ("gpt", "llama"):
+    if shape.kind in ("gpt", "llama", "tied"):
         return ids, rng.integers(0, shape.vocab, ids.shape)
     return ids, rng.integers(0, shape.classes, shape.batch)
 

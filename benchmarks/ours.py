@@ -17,7 +17,7 @@ from minipeft.data import Batch, EncodedSet, collate
 from minipeft.data.tokenize import Encoded
 from minipeft.errors import UserError
 from minipeft.experiments.methods import parse_method
-from minipeft.nn import ClassificationHead, Linear, Module, Transformer, TransformerConfig
+from minipeft.nn import ClassificationHead, LanguageHead, Linear, Module, Transformer, TransformerConfig
 from minipeft.optim import AdamW, clip_factor
 from minipeft.peft import get_peft_model
 from minipeft.training.parallel import ShardedGradients, split
@@ -39,7 +39,12 @@ class MLP(Module):
 
 DECODER: dict[str, Any] = {"norm_first": True, "causal": True, "norm_eps": 1e-5}
 LLAMA = {"norm": "rms", "rope_base": 1e5, "activation": "swiglu", "attention_bias": False, "mlp_bias": False}
-KINDS: dict[str, dict[str, Any]] = {"bert": {"type_vocab": 2}, "gpt": DECODER, "llama": DECODER | LLAMA}
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": {"type_vocab": 2},
+    "gpt": DECODER,
+    "llama": DECODER | LLAMA,
+    "tied": DECODER | LLAMA,
+}
 
 
 def import_for(shape: Shape, peer: str) -> None:
@@ -62,6 +67,10 @@ def build_model(shape: Shape) -> Module:
     )
     if shape.kind == "bert":
         return Transformer(config, ClassificationHead(shape.d, shape.classes))
+    if shape.kind == "tied":
+        model = Transformer(config)
+        model.head = LanguageHead(model.embed.word)
+        return model
     return Transformer(config, Linear(shape.d, shape.vocab, bias=shape.kind == "gpt"))
 
 

@@ -17,13 +17,18 @@ from torch import nn
 
 from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, Unsupported, inputs, split_method, threads
 
-QUERY_VALUE = {"gpt": ("q_proj", "v_proj"), "llama": ("q_proj", "v_proj"), "bert": ("query", "value")}
+LLAMAS = ("llama", "tied")
+QUERY_VALUE = {**dict.fromkeys(("gpt", *LLAMAS), ("q_proj", "v_proj")), "bert": ("query", "value")}
 SUBLAYER_ENDS = {
-    "gpt": ("o_proj", "down_proj"),
-    "llama": ("o_proj", "down_proj"),
+    **dict.fromkeys(("gpt", *LLAMAS), ("o_proj", "down_proj")),
     "bert": ("attention.output.dense", "output.dense"),
 }
-HEADS = {"gpt": ("head",), "llama": ("lm_head",), "bert": ("pooler", "classifier")}
+HEADS: dict[str, tuple[str, ...]] = {
+    "gpt": ("head",),
+    "llama": ("lm_head",),
+    "tied": (),
+    "bert": ("pooler", "classifier"),
+}
 
 
 class Embeddings(nn.Module):
@@ -113,7 +118,7 @@ def import_for(shape: Shape, peer: str) -> None:
     """Import what a step will need, so that it is counted as import time."""
     if shape.kind == "bert":
         from transformers import BertForSequenceClassification  # noqa: F401
-    if shape.kind == "llama":
+    if shape.kind in LLAMAS:
         from transformers import LlamaForCausalLM  # noqa: F401
     if peer == "peft":
         import peft  # noqa: F401
@@ -123,7 +128,7 @@ def build_model(shape: Shape) -> nn.Module:
     """The model of a shape, with random weights and no method."""
     if shape.kind == "gpt":
         return GPT(shape)
-    if shape.kind == "llama":
+    if shape.kind in LLAMAS:
         return build_llama(shape)
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -144,7 +149,7 @@ def build_model(shape: Shape) -> nn.Module:
 
 
 def build_llama(shape: Shape) -> nn.Module:
-    """transformers' Llama, with a head of its own as ours has."""
+    """transformers' Llama, with a head of its own or a tied one, as ours has."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -157,7 +162,7 @@ def build_llama(shape: Shape) -> nn.Module:
         max_position_embeddings=shape.positions,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 1e5},
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.kind == "tied",
         use_cache=False,
         attn_implementation="sdpa",
     )
@@ -171,7 +176,10 @@ def attach(model: nn.Module, kind: str, method: str, peer: str) -> nn.Module:
         import peft
 
         config = peft.LoraConfig(
-            r=number, lora_alpha=2 * number, target_modules=list(QUERY_VALUE[kind]), modules_to_save=list(HEADS[kind])
+            r=number,
+            lora_alpha=2 * number,
+            target_modules=list(QUERY_VALUE[kind]),
+            modules_to_save=list(HEADS[kind]) or None,
         )
         return peft.get_peft_model(model, config)
     model.requires_grad_(family == "full")
@@ -273,7 +281,7 @@ class Step:
         if self.hidden is None:
             return model(input_ids=self.ids).logits
         x = self.hidden
-        if self.shape.kind == "llama":
+        if self.shape.kind in LLAMAS:
             return model.lm_head(model.model.norm(self._llama_blocks(x, self.cut, len(blocks_of(model)))))
         for layer in blocks_of(model)[self.cut :]:
             x = _first(layer(x))
@@ -283,7 +291,7 @@ class Step:
         model: Any = self.model
         if self.shape.kind == "gpt":
             return model.lower(self.ids, self.cut)
-        if self.shape.kind == "llama":
+        if self.shape.kind in LLAMAS:
             return self._llama_blocks(model.model.embed_tokens(self.ids), 0, self.cut)
         x = model.bert.embeddings(self.ids)
         for layer in blocks_of(model)[: self.cut]:

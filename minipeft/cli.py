@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from minipeft import cli_lab, cli_language
+from minipeft import cli_instruct, cli_lab, cli_language, cli_prompting
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 out, err = Console(), Console(stderr=True)
+LINE: Any = {"soft_wrap": True, "highlight": False}
 
 DEFAULT_METHODS = "full,topk:1,topk:2,adapter:16,lora:1,lora:8,intrinsic:1000"
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        err.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]Error:[/] {_escape(str(error))}", **LINE)
         sys.exit(1)
 
 
@@ -40,15 +41,22 @@ def _root() -> None:
 
 @app.command()
 def compare(
-    model: Annotated[str, typer.Option(help="A known name (minilm) or a Hugging Face folder.")] = "minilm",
+    model: Annotated[
+        str, typer.Option(help="A known name (minilm, smollm2, glassllm) or a Hugging Face folder.")
+    ] = "minilm",
     task: Annotated[
-        str, typer.Option(help="sarcasm, tweets, privacy, boolq, bbc; or a .csv or .jsonl with text and label.")
+        str,
+        typer.Option(
+            help="sarcasm, tweets, privacy, boolq, bbc; a .csv or .jsonl with text and label; or, for a causal model, "
+            "lm:CORPUS (as in pretrain) or instruct:NAMES (as in train)."
+        ),
     ] = "sarcasm",
     methods: Annotated[
         str,
         typer.Option(
             help="Comma-separated: head, full, topk:K, adapter:R[:houlsby|pfeiffer|parallel], "
-            "lora:r[:q_proj+k_proj+...|all-linear], intrinsic:d[:fastfood|sparse|dense][:said]."
+            "lora:r[:q_proj+k_proj+...|all-linear], and so dora, pissa, loraplus, vera; bitfit, ia3, prompt:n, prefix:n, "
+            "intrinsic:d[:fastfood|sparse|dense][:said]."
         ),
     ] = DEFAULT_METHODS,
     seeds: Annotated[int, typer.Option(help="Runs of each method; error bars from 2 on.")] = 1,
@@ -74,12 +82,15 @@ def compare(
 
     Writes results.csv, figures and report.html to the run folder (runs/MODEL-TASK unless --out is given).
 
-    **Measured** on the run itself: accuracy, train_seconds, step_ms (median step), activation_mb (bytes that the tape of
-    the first batch holds), peak_mb (the allocator's peak in that step), gradient_mb, optimizer_mb, saved_mb.
+    **Measured** on the run itself: accuracy (of a text: perplexity, bits_per_byte), train_seconds, step_ms (median step),
+    activation_mb (bytes that the tape of the first batch holds), peak_mb (the allocator's peak in that step),
+    gradient_mb, optimizer_mb, saved_mb.
 
     **Counted** from the shapes of that batch's matrix products: forward_gflop, backward_gflop; and parameters, exactly.
 
     Example: `minipeft compare --task tweets --methods full,lora:1,lora:8,topk:2 --seeds 3 --out runs/tweets`
+
+    Example: `minipeft compare --model smollm2 --task lm:my.txt --methods full,topk:2,adapter:16,lora:8,intrinsic:1000`
     """
     from minipeft.backend.workers import default_workers
     from minipeft.experiments.compare import Settings
@@ -93,7 +104,7 @@ def compare(
     specs = parse_methods(methods, _learning_rates(lr))
     count = default_workers() if workers is None else workers
     settings = Settings(model, task, train_size, test_size, epochs, batch_size, max_length, backend, count)
-    folder = out_folder or Path("runs") / f"{Path(model).name}-{Path(task).stem}"
+    folder = out_folder or Path("runs") / f"{Path(model).name}-{Path(task.replace(':', '-')).stem}"
     try:
         with LiveTable(err, specs, seeds) as live:
             results = run(settings, specs, seeds, folder, live.update)
@@ -104,51 +115,69 @@ def compare(
         figures = draw_all(results, folder / "figures")
         page = write_page(folder)
     out.print(results_table(summarise(read_results(results))))
-    out.print(f"Figure   {figures[0]}", highlight=False, soft_wrap=True)
-    out.print(f"Report   {page}", highlight=False, soft_wrap=True)
+    out.print(f"Figure   {figures[0]}", **LINE)
+    out.print(f"Report   {page}", **LINE)
 
 
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help="As in compare's --methods, e.g. lora:8.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Where to keep the result; a rerun goes on where it was.")],
-    model: Annotated[str, typer.Option(help="A known name (minilm) or a Hugging Face folder.")] = "minilm",
-    task: Annotated[str, typer.Option(help="A known task, or a .csv or .jsonl with text and label.")] = "sarcasm",
+    model: Annotated[str, typer.Option(help="A known name (minilm, smollm2) or a Hugging Face folder.")] = "minilm",
+    task: Annotated[
+        str, typer.Option(help="As in compare; or instruct:NAMES, of known tasks and .jsonl files, for instructions.")
+    ] = "sarcasm",
     train_size: Annotated[int, typer.Option(help="Rows to train on.")] = 1000,
     test_size: Annotated[int, typer.Option(help="Rows to test on.")] = 1000,
     epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 32,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a row; 64, for instructions 128.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own when left out.")] = None,
     seed: Annotated[int, typer.Option(help="Of the head's start, the data's order, and the method's start.")] = 0,
+    backend: Annotated[str, typer.Option(help="Where to compute: numpy, numba or cupy.")] = "numpy",
+    workers: Annotated[int | None, typer.Option(help="Processes that share each batch.")] = None,
 ) -> None:
     """Fine-tune by one method and keep what was trained: OUT/adapter holds it (for LoRA in Hugging Face PEFT's format).
 
     Example: `minipeft train lora:8 --task tweets --train-size 5000 --out runs/tweets-lora`
+
+    With `--task instruct:...`, a language model learns to follow instructions. OUT/generations.jsonl has its answers to
+    instructions that it has not met, before and after.
+
+    Example: `minipeft train lora:8 --model smollm2 --task instruct:sarcasm,tweets --test-size 100 --out runs/follow`
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from minipeft.backend.workers import default_workers
     from minipeft.experiments.compare import Settings
     from minipeft.experiments.methods import parse_method
     from minipeft.experiments.single import ADAPTER, train_one
 
     spec = parse_method(method, lr)
-    settings = Settings(model, task, train_size, test_size, epochs)
-    columns = (TextColumn(spec.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    count = default_workers() if workers is None else workers
+    instructions = task.partition(":")[0] == "instruct"
+    length = max_length or (128 if instructions else 64)
+    settings = Settings(model, task, train_size, test_size, epochs, batch_size, length, backend, count)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=err) as progress:
-            bar = progress.add_task("", total=None)
-            score = train_one(
-                settings,
-                spec,
-                seed,
-                out_folder,
-                lambda step, steps, _: progress.update(bar, completed=step, total=steps),
-            )
+        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+            bar = progress.add_task(spec.name, total=None)
+
+            def show(step: int, steps: int, what: object) -> None:
+                name = what if isinstance(what, str) else spec.name
+                progress.update(bar, completed=step, total=steps, description=name)
+
+            if instructions:
+                cli_instruct.tune(settings, spec, seed, out_folder, show)
+            else:
+                out.print(
+                    f"{train_one(settings, spec, seed, out_folder, show)}; saved to {out_folder / ADAPTER}", **LINE
+                )
     except KeyboardInterrupt:
         err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(130) from None
-    out.print(
-        f"accuracy {100 * score.accuracy:.1f} %, loss {score.loss:.3f}; saved to {out_folder / ADAPTER}", soft_wrap=True
-    )
+    if instructions:
+        cli_instruct.tell(out_folder)
 
 
 @app.command()
@@ -157,7 +186,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Another task with as many classes; its own when left out.")] = None,
     test_size: Annotated[int | None, typer.Option(help="Rows to test on; as in training when left out.")] = None,
 ) -> None:
-    """Score what `minipeft train` saved.
+    """Score what `minipeft train` saved: for instructions, on outputs that the model is to write word for word.
 
     Example: `minipeft evaluate runs/tweets-lora --test-size 5000`
     """
@@ -165,7 +194,7 @@ def evaluate(
 
     with err.status("Evaluating ..."):
         score = evaluate_run(folder, task, test_size)
-    out.print(f"accuracy {100 * score.accuracy:.1f} %, loss {score.loss:.3f}, {len(score.predictions)} rows")
+    out.print(str(score), highlight=False)
 
 
 @app.command()
@@ -226,7 +255,7 @@ def fetch(
 
     if names:
         for name in names:
-            out.print(f"{name}: {bring(name)}", highlight=False, soft_wrap=True)
+            out.print(f"{name}: {bring(name)}", **LINE)
         return
     table = Table("name", "what", "licence", "MB", "fetched")
     for name, asset in ASSETS.items():
@@ -243,12 +272,18 @@ def doctor() -> None:
     from minipeft.report.doctor import advice, facts
 
     for what, how in facts():
-        out.print(f"[bold]{what:<12}[/] {_escape(how)}", highlight=False, soft_wrap=True)
+        out.print(f"[bold]{what:<12}[/] {_escape(how)}", **LINE)
     for sentence in advice():
-        out.print(f"→ {_escape(sentence)}", highlight=False, soft_wrap=True)
+        out.print(f"→ {_escape(sentence)}", **LINE)
 
 
-for command in (cli_language.generate, cli_language.pretrain):
+for command in (
+    cli_language.pretrain,
+    cli_language.generate,
+    cli_instruct.instruct,
+    cli_prompting.prompt,
+    cli_prompting.prompt_vs_finetune,
+):
     app.command()(command)
 app.add_typer(cli_lab.app, name="lab")
 

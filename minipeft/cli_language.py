@@ -31,6 +31,7 @@ def generate(
     count: Annotated[int, typer.Option(help="Continuations to write; the prompt is read once for all.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     adapter: Annotated[Path | None, typer.Option(help="The OUT/adapter of `minipeft train`, to put on first.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is an instruction; show the answer alone.")] = False,
     cache: Annotated[bool, typer.Option(help="Without, every token is computed again at each step: slow.")] = True,
     backend: Annotated[str, typer.Option(help="Where to compute: numpy, numba or cupy.")] = "numpy",
 ) -> None:
@@ -39,12 +40,15 @@ def generate(
     Example: `minipeft generate smollm2 "The capital of France is" --max-new-tokens 20`
 
     Example: `minipeft generate smollm2 "Once upon a time" --temperature 0.8 --top-p 0.95 --count 3 --seed 1`
+
+    Example: `minipeft generate smollm2 "Name three colours." --chat`
     """
     from minipeft.backend import random, set_backend
+    from minipeft.data.chat import chat_format
     from minipeft.errors import UserError
     from minipeft.models import Sampling, load_model
     from minipeft.models import generate as write
-    from minipeft.models.reading import base_of
+    from minipeft.models.reading import base_of, tokenizer_of
     from minipeft.peft import PeftModel
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(stop or ()), cache)
@@ -58,11 +62,15 @@ def generate(
         base_of(writer)
     text = sys.stdin.read() if prompt == "-" else prompt
 
+    if chat:
+        text = chat_format(tokenizer_of(writer)).prompt(text)
+
     def show(row: int, piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    sys.stdout.write(text)
+    if not chat:
+        sys.stdout.write(text)
     if count == 1:
         write(writer, [text], sampling, show)
         sys.stdout.write("\n")

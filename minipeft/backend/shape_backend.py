@@ -71,6 +71,10 @@ class ShapeArray:
     def __setitem__(self, index: Any, value: Any) -> None:
         """Nothing to write."""
 
+    def take(self, indices: Any) -> ShapeArray:
+        """A new array: elements by number."""
+        return empty(indices.shape, self.dtype)
+
     def copy(self) -> ShapeArray:
         """A new array."""
         return empty(self.shape, self.dtype)
@@ -163,7 +167,8 @@ def product(x: Any, y: Any, out: ShapeArray | None = None) -> ShapeArray:
 class Namespace:
     """NumPy's names, for what the engine and the methods use of them. Another name is an AttributeError."""
 
-    float32, float64, int32, int64, uint32, finfo = np.float32, np.float64, np.int32, np.int64, np.uint32, np.finfo
+    float32, float64, finfo = np.float32, np.float64, np.finfo
+    int32, int64, uint32, intp = np.int32, np.int64, np.uint32, np.intp
     ndarray = ShapeArray
     matmul = staticmethod(product)
 
@@ -172,10 +177,12 @@ class Namespace:
             setattr(self, name, lambda x: elementwise(x, floating=True))
         for name in ("abs", "negative", "maximum", "minimum", "square"):
             setattr(self, name, elementwise)
+        for view in (np.expand_dims, np.broadcast_to):
+            setattr(self, view.__name__, lambda x, how, view=view: x._view(view(x.layout, how)))
         for name in ("zeros", "ones", "empty"):
             setattr(self, name, empty)
-        for name in ("zeros_like", "ones_like", "empty_like", "copy", "ascontiguousarray"):
-            setattr(self, name, lambda x, dtype=None: empty(x.shape, dtype or x.dtype))
+        for name in ("zeros_like", "ones_like", "empty_like", "copy", "ascontiguousarray", "triu"):
+            setattr(self, name, lambda x, dtype=None, k=0: empty(x.shape, dtype or x.dtype))
 
     def full(self, shape: Any, value: Any, dtype: Any = None) -> ShapeArray:
         """As NumPy's."""
@@ -209,25 +216,13 @@ class Namespace:
         shape.insert(axis % (len(shape) + 1), len(arrays))
         return empty(shape, arrays[0].dtype)
 
-    def expand_dims(self, x: ShapeArray, axis: Any) -> ShapeArray:
-        """As NumPy's."""
-        return x._view(np.expand_dims(x.layout, axis))
-
-    def broadcast_to(self, x: ShapeArray, shape: Any) -> ShapeArray:
-        """As NumPy's."""
-        return x._view(np.broadcast_to(x.layout, shape))
-
-    def triu(self, x: ShapeArray, k: int = 0) -> ShapeArray:
-        """As NumPy's."""
-        return x.copy()
-
     def sum(self, x: ShapeArray, axis: Any = None, keepdims: bool = False, out: Any = None) -> ShapeArray:
         """As NumPy's."""
         return x.sum(axis, keepdims=keepdims, out=out)
 
 
 class ShapeGenerator:
-    """Draws shapes: what stands in for every random generator while arrays have no values."""
+    """Draws shapes, in the place of every random generator."""
 
     def standard_normal(self, size: Any, dtype: Any = np.float64) -> ShapeArray:
         """As NumPy's."""
@@ -266,6 +261,11 @@ class ShapeBackend(Backend):
         if isinstance(array, ShapeArray):
             float(array)
         return np.asarray(array)
+
+    def svd(self, x: ShapeArray) -> tuple[ShapeArray, ShapeArray, ShapeArray]:
+        """As the base's."""
+        (m, n), k = x.shape, min(x.shape)
+        return empty((m, k), x.dtype), empty(k, x.dtype), empty((k, n), x.dtype)
 
     def erf(self, x: ShapeArray) -> ShapeArray:
         """As the base's."""

@@ -98,14 +98,14 @@ class Tokenizer:
             self._fast.no_truncation()
         return [Encoded(np.array(e.ids, dtype=np.int32), np.array(e.type_ids, dtype=np.int32)) for e in encodings]
 
-    def ids(self, text: str) -> list[int]:
-        """All the tokens of one text, with those that the tokenizer puts around a text of its own accord.
+    def ids(self, text: str, whole: bool = True) -> list[int]:
+        """All the tokens of one text, with those that the tokenizer puts around a text if it is a `whole` one.
 
         Raises:
             UserError: it is not a text.
         """
         _check_text(text)
-        return list(self._fast.encode(text).ids)
+        return list(self._fast.encode(text, add_special_tokens=whole).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, without the special ones."""

@@ -54,6 +54,16 @@ def read_examples(path: str | Path) -> tuple[list[Example], tuple[str, ...]]:
     return [Example(text, index[label], pair) for text, label, pair in found], labels
 
 
+def read_objects(path: str | Path, needed: tuple[str, ...]) -> Iterator[_Row]:
+    """The objects of a .jsonl file, each with the line that it is on.
+
+    Raises:
+        UserError: the file is missing or not UTF-8; a line is no JSON object, or lacks a field of `needed`.
+    """
+    path = Path(path)
+    return _jsonl_rows(path, _read_text(path), needed)
+
+
 def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
@@ -104,7 +114,7 @@ def _check_header(path: Path, header: list[str]) -> None:
             )
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[_Row]:
+def _jsonl_rows(path: Path, text: str, needed: tuple[str, ...] = ("text", "label")) -> Iterator[_Row]:
     # Not splitlines(): that also breaks at U+2028 and other characters that may stand inside a JSON string.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
@@ -116,8 +126,10 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[_Row]:
                 path, line, f"not valid JSON ({error or type(error).__name__}); one object a line is expected"
             ) from error
         if not isinstance(fields, dict):
-            raise _bad(path, line, 'not a JSON object; expected {"text": ..., "label": ...}')
-        for name in ("text", "label"):
+            raise _bad(
+                path, line, f"not a JSON object; expected {{{', '.join(f'{json.dumps(n)}: ...' for n in needed)}}}"
+            )
+        for name in needed:
             if name not in fields:
                 raise _bad(path, line, f"no {name!r}; fields found: {', '.join(map(repr, fields)) or 'none'}")
         yield line, fields

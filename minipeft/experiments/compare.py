@@ -1,5 +1,7 @@
 """The comparison: one pre-trained model, one task, every method; a row of results for each method and seed.
 
+A task is one of classes, or the next token of a text, or the answers to instructions: see `problems.py`.
+
 A cell of the comparison (method, seed) is a function of the settings and the seed alone. Finished cells are in
 results.jsonl; the one that was running when the run was killed goes on from its checkpoint.
 """
@@ -14,14 +16,14 @@ from typing import Any
 
 from minipeft.backend import active, random, set_backend
 from minipeft.backend.workers import default_workers
-from minipeft.cost import measure_step
-from minipeft.data import EncodedSet, Task, encode_examples, load_task
+from minipeft.cost import gradient_norms, measure_step
+from minipeft.data import TrainingSet
 from minipeft.errors import UserError
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.problems import Problem, base_model, is_language, load_problem, tokenizer_of
 from minipeft.experiments.results import RunFolder
-from minipeft.models import load_model, load_tokenizer
 from minipeft.peft import PeftModel, get_peft_model
-from minipeft.training import Trainer, TrainingConfig, evaluate
+from minipeft.training import Trainer, TrainingConfig
 
 MB = 1e6
 
@@ -32,8 +34,8 @@ class Settings:
 
     Attributes:
         model: a known name or a Hugging Face folder.
-        task: a known name or a .csv or .jsonl file.
-        train_size: rows to train on, of the fixed order of the task's training split.
+        task: a known name or a .csv or .jsonl file; or "lm:CORPUS" or "instruct:...", see `problems.py`.
+        train_size: rows to train on, of the fixed order of the task's training split; windows of a text.
         test_size: rows to test on, likewise.
         epochs: passes over the training rows.
         batch_size: rows a step.
@@ -84,8 +86,8 @@ def compare(
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a run needs 1 seed or more.")
     set_backend(settings.backend)
-    task = load_task(settings.task)
-    check_sizes(settings, task)
+    problem = load_problem(settings.task)
+    check_sizes(settings, problem)
     folder = RunFolder(
         out,
         dataclasses.asdict(settings),
@@ -96,13 +98,13 @@ def compare(
     order = list(cells)
     missing = [spec for spec in specs if any((spec.family, spec.setting, s) not in finished for s in range(seeds))]
     for spec in missing:  # a wrong K or target fails now, not after an hour
-        build(settings, task, spec, seed=0)
-    data = encode(settings, task) if missing else None
+        build(settings, problem, spec, seed=0)
+    data = _data(settings, problem) if missing else None
     for index, (key, spec) in enumerate(cells.items()):
         seed = key[2]
         if key not in finished:
             assert data is not None
-            row = _run_cell(settings, task, data, spec, seed, out, (index, len(order)), listener)
+            row = _run_cell(settings, problem, data, spec, seed, out, (index, len(order)), listener)
             folder.add(row)
             finished[key] = row
             _checkpoint(out, spec, seed).unlink(missing_ok=True)
@@ -112,10 +114,10 @@ def compare(
     return folder.write_csv(order)
 
 
-def build(settings: Settings, task: Task, spec: MethodSpec, seed: int) -> PeftModel:
+def build(settings: Settings, problem: Problem, spec: MethodSpec, seed: int) -> PeftModel:
     """The pre-trained model with the method attached, as at step 0 of the cell (spec, seed)."""
     random.seed(seed)
-    return get_peft_model(load_model(settings.model, labels=task.labels, dropout=0.0), spec.config)
+    return get_peft_model(base_model(settings, problem.labels), spec.config)
 
 
 def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
@@ -125,8 +127,8 @@ def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
 
 def _run_cell(
     settings: Settings,
-    task: Task,
-    data: tuple[EncodedSet, EncodedSet],
+    problem: Problem,
+    data: tuple[TrainingSet, Any, float | None],
     spec: MethodSpec,
     seed: int,
     out: Path,
@@ -138,15 +140,18 @@ def _run_cell(
             looked = float(active().to_numpy(loss)) if step % LOG_EVERY == 1 or step == steps else None
             listener(Progress(spec, seed, *position, step, steps, looked))
 
-    model = build(settings, task, spec, seed)
+    model = build(settings, problem, spec, seed)
     pad_id = tokenizer_of(model).pad_id
     config = training_config(settings, spec)
     identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
     trainer = Trainer(model, data[0], pad_id, config, _checkpoint(out, spec, seed), identity, on_step)
     first = trainer.first_batch()
     cost = measure_step(model, lambda: trainer.loss(first))
+    trainer.optimizer.zero_grad()
+    trainer.loss(first).backward()
+    norms = gradient_norms(model)
     result = trainer.run()
-    score = evaluate(model, data[1], pad_id, workers=settings.workers)
+    score = problem.score(model, data[1], settings.workers)
     count = model.count_parameters()
     return {
         "method": spec.family,
@@ -157,8 +162,11 @@ def _run_cell(
         "method_params": count.method,
         "head_params": count.head,
         "total_params": count.total,
-        "accuracy": round(score.accuracy, 6),
+        "accuracy": rounded(score.accuracy),
         "test_loss": round(score.loss, 6),
+        "perplexity": rounded(score.perplexity),
+        "bits_per_byte": rounded(score.bits_per_byte),
+        "untrained": data[2],
         "train_seconds": round(result.seconds, 3),
         "step_ms": round(result.step_ms, 2),
         "forward_gflop": round(cost.forward_flops / 1e9, 6),
@@ -167,12 +175,13 @@ def _run_cell(
         "peak_mb": round(cost.peak / MB, 1),
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
-        "saved_mb": round(sum(p.data.nbytes for p in model.saved_parameters().values()) / MB, 3),
-        "loss_curve": _curve(result.losses),
+        "saved_mb": round(sum(array.nbytes for array in model.exported()[1].values()) / MB, 3),
+        "loss_curve": curve(result.losses),
+        "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),
     }
 
 
-def _curve(losses: list[float]) -> str:
+def curve(losses: list[float]) -> str:
     """Up to 60 points "step:mean loss since the point before", joined by semicolons."""
     width = -(-len(losses) // CURVE_POINTS)
     points = []
@@ -182,30 +191,29 @@ def _curve(losses: list[float]) -> str:
     return ";".join(points)
 
 
-def encode(settings: Settings, task: Task) -> tuple[EncodedSet, EncodedSet]:
-    """The training and the test rows, as the model's tokenizer reads them."""
-    tokenizer = load_tokenizer(settings.model)
-    train, test = task.head("train", settings.train_size), task.head("test", settings.test_size)
-    return (
-        encode_examples(tokenizer, train, settings.max_length),
-        encode_examples(tokenizer, test, settings.max_length),
-    )
+def _data(settings: Settings, problem: Problem) -> tuple[TrainingSet, Any, float | None]:
+    """What to train on, what to test on, and a language model's bits per byte, or accuracy, before any training."""
+    train, test = problem.encode(settings)
+    if not is_language(settings.task):
+        return train, test, None
+    random.seed(0)
+    found = problem.score(base_model(settings, None), test, settings.workers)
+    return train, test, rounded(found.accuracy if found.bits_per_byte is None else found.bits_per_byte)
 
 
-def tokenizer_of(model: Any) -> Any:
-    """The tokenizer of a model, with or without a method attached. Raises UserError when its folder has none."""
-    tokenizer = getattr(model, "tokenizer", None) or getattr(getattr(model, "model", None), "tokenizer", None)
-    if tokenizer is None:
-        raise UserError("The model's folder has no tokenizer.json or vocab.txt, so its texts cannot be read.")
-    return tokenizer
-
-
-def check_sizes(settings: Settings, task: Task) -> None:
+def check_sizes(settings: Settings, problem: Problem) -> None:
     """Raises UserError when the task has fewer rows than asked for, or another number cannot be."""
-    task.head("train", settings.train_size)
-    task.head("test", settings.test_size)
-    if min(settings.epochs, settings.batch_size, settings.workers) < 1 or settings.max_length < 4:
-        raise UserError("A comparison needs epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4.")
+    problem.check(settings)
+    numbers = (settings.train_size, settings.test_size, settings.epochs, settings.batch_size, settings.workers)
+    if min(numbers) < 1 or settings.max_length < 4:
+        raise UserError(
+            "A run needs train_size ≥ 1, test_size ≥ 1, epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4."
+        )
+
+
+def rounded(value: float | None) -> float | None:
+    """To six decimals; None stays."""
+    return None if value is None else round(value, 6)
 
 
 def _checkpoint(out: Path, spec: MethodSpec, seed: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ COLUMNS = (
     "total_params",
     "accuracy",
     "test_loss",
+    "perplexity",
+    "bits_per_byte",
+    "untrained",
     "train_seconds",
     "step_ms",
     "forward_gflop",
@@ -32,6 +36,7 @@ COLUMNS = (
     "optimizer_mb",
     "saved_mb",
     "loss_curve",
+    "gradient_norms",
 )
 
 
@@ -42,13 +47,22 @@ class RunFolder:
         path: the folder; it is made when it is missing.
         identity: what must be the same for results to stand side by side (JSON-able).
         request: what may differ between runs that share the folder, e.g. the list of methods.
+        columns: of results.csv.
+        key: the columns that name a cell.
 
     Raises:
         UserError: the folder holds a run with another identity, or something else than a run.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], request: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        request: dict[str, Any],
+        columns: tuple[str, ...] = COLUMNS,
+        key: tuple[str, ...] = ("method", "setting", "seed"),
+    ) -> None:
+        self.path, self.columns, self.key = path, columns, key
         self.log = path / "results.jsonl"
         config = path / "config.json"
         if config.exists():
@@ -75,7 +89,7 @@ class RunFolder:
                 row = json.loads(line) if line.strip() else None
             except ValueError:
                 continue  # cut short
-            if row is not None and (not isinstance(row, dict) or row.keys() != set(COLUMNS)):
+            if row is not None and (not isinstance(row, dict) or row.keys() != set(self.columns)):
                 raise UserError(
                     f"{self.log}, line {number}: not a row of this version's results. Choose another --out."
                 )
@@ -85,14 +99,14 @@ class RunFolder:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a finished cell and wait until it is on the disk."""
-        append_line(self.log, json.dumps({column: row[column] for column in COLUMNS}))
+        append_line(self.log, json.dumps({column: row[column] for column in self.columns}))
 
-    def write_csv(self, order: list[tuple[str, str, int]]) -> Path:
-        """Write results.csv: the cells (method, setting, seed) of `order` first, then the others."""
+    def write_csv(self, order: Sequence[tuple[Any, ...]]) -> Path:
+        """Write results.csv: the cells of `order`, named by their keys, first, then the others."""
         rank = {cell: i for i, cell in enumerate(order)}
-        rows = sorted(self.rows(), key=lambda row: rank.get((row["method"], row["setting"], row["seed"]), len(rank)))
+        rows = sorted(self.rows(), key=lambda row: rank.get(tuple(row[column] for column in self.key), len(rank)))
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         atomic_write(self.path / "results.csv", text.getvalue())

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.backend import random, set_backend
-from minipeft.data import encode_examples, load_task
 from minipeft.errors import UserError
-from minipeft.experiments.compare import Settings, build, check_sizes, encode, tokenizer_of, training_config
+from minipeft.experiments.compare import Settings, build, check_sizes, training_config
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.problems import Measured, base_model, load_problem, tokenizer_of
 from minipeft.experiments.results import RunFolder
-from minipeft.models import load_model
 from minipeft.peft import PeftModel
-from minipeft.training import Score, Trainer, evaluate
+from minipeft.training import Trainer
 
 ADAPTER = "adapter"  # the folder, in the run's, that holds what was trained
 
 
 def train_one(
     settings: Settings, spec: MethodSpec, seed: int, out: Path, on_step: Callable[[int, int, Any], None] | None = None
-) -> Score:
+) -> Measured:
     """Train and save to `out`/adapter; returns the score on the test rows. A finished run is scored, not trained again.
 
     Raises:
@@ -31,26 +30,26 @@ def train_one(
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
     set_backend(settings.backend)
-    task = load_task(settings.task)
-    check_sizes(settings, task)
+    problem = load_problem(settings.task)
+    check_sizes(settings, problem)
     finished = (out / ADAPTER / "adapter_config.json").exists()
-    model = None if finished else build(settings, task, spec, seed)  # a wrong method fails before the folder is made
+    model = None if finished else build(settings, problem, spec, seed)  # a wrong method fails before the folder is made
     RunFolder(out, {**dataclasses.asdict(settings), "method": spec.name, "lr": spec.lr, "seed": seed}, {})
-    train_rows, test_rows = encode(settings, task)
+    train_rows, test_rows = problem.encode(settings)
     checkpoint = out / "checkpoint.safetensors"
     if model is None:
-        model = _load(settings, task.labels, out)
+        model = _load(settings, problem.labels, out)
     else:
         config = training_config(settings, spec)
         trainer = Trainer(model, train_rows, tokenizer_of(model).pad_id, config, checkpoint, on_step=on_step)
         trainer.run()
         model.save_pretrained(out / ADAPTER)
     checkpoint.unlink(missing_ok=True)
-    return evaluate(model, test_rows, tokenizer_of(model).pad_id, workers=settings.workers)
+    return problem.score(model, test_rows, settings.workers)
 
 
-def evaluate_run(out: Path, task_name: str | None = None, test_size: int | None = None) -> Score:
-    """Score what `train_one` saved to `out`, on its own task or another with as many classes.
+def evaluate_run(out: Path, task_name: str | None = None, test_size: int | None = None) -> Measured:
+    """Score what `train_one` saved to `out`, on its own task or another: with as many classes, or without any as well.
 
     Raises:
         UserError: `out` holds no finished run, or the task does not fit the model's classes.
@@ -61,18 +60,17 @@ def evaluate_run(out: Path, task_name: str | None = None, test_size: int | None 
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{out} holds no run of `minipeft train`.") from None
     set_backend(settings.backend)
-    own, task = load_task(settings.task), load_task(task_name or settings.task)
-    if len(own.labels) != len(task.labels):
-        raise UserError(f"The model has {len(own.labels)} classes; the task {task.name} has {len(task.labels)}.")
-    rows = task.head("test", test_size or settings.test_size)
+    own, problem = load_problem(settings.task), load_problem(task_name or settings.task)
+    classes = [None if p.labels is None else len(p.labels) for p in (own, problem)]
+    if classes[0] != classes[1]:
+        raise UserError(f"The model has {classes[0] or 'no'} classes; the task {task_name} has {classes[1] or 'none'}.")
     model = _load(settings, own.labels, out)
-    tokenizer = tokenizer_of(model)
-    return evaluate(
-        model, encode_examples(tokenizer, rows, settings.max_length), tokenizer.pad_id, workers=settings.workers
+    _, test_rows = problem.encode(
+        dataclasses.replace(settings, train_size=1, test_size=test_size or settings.test_size)
     )
+    return problem.score(model, test_rows, settings.workers)
 
 
-def _load(settings: Settings, labels: tuple[str, ...], out: Path) -> PeftModel:
+def _load(settings: Settings, labels: tuple[str, ...] | None, out: Path) -> PeftModel:
     random.seed(0)
-    base = load_model(settings.model, labels=labels, dropout=0.0)
-    return PeftModel.from_pretrained(base, out / ADAPTER)
+    return PeftModel.from_pretrained(base_model(settings, labels), out / ADAPTER)

@@ -7,16 +7,18 @@ W ∈ R^{in × out} and b stay frozen; A ∈ R^{in × r} and B ∈ R^{r × out} 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from minipeft.autograd import Tensor, functional
-from minipeft.backend import active, random
+from minipeft.backend import Array, active, random
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Linear, Module, Parameter
 from minipeft.nn.layers import constant
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.method import Method, PeftConfig
 from minipeft.peft.targets import match_modules
+from minipeft.peft.wrap import Wrapper, WrappingMethod
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class LoraConfig(PeftConfig):
         init: how A starts: "kaiming" uniform in ±1/√in as HF PEFT does, or "gaussian" N(0, (1/r)²).
         use_rslora: s = α / √r.
         bias: biases to train as well: "none", "all", or those of the targets, "lora_only".
+        rank_pattern: other ranks for some of the targets, by name: {"blocks.0.q_proj": 4}; the first that fits counts.
+        alpha_pattern: likewise, other values of α.
+        modules_to_save: names of other modules that are trained whole, beside the head.
     """
 
     peft_type: ClassVar[str] = "LORA"
@@ -42,10 +47,14 @@ class LoraConfig(PeftConfig):
     init: str = "kaiming"
     use_rslora: bool = False
     bias: str = "none"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"r={self.r}: the rank of LoRA is 1 or more.")
+        for r in (self.r, *self.rank_pattern.values()):
+            if r < 1:
+                raise UserError(f"r={r}: the rank of LoRA is 1 or more.")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"lora_dropout={self.lora_dropout}: a probability is in [0, 1).")
         if self.init not in ("kaiming", "gaussian"):
@@ -58,20 +67,39 @@ class LoraConfig(PeftConfig):
         """s."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-    def attach(self, model: Module) -> Method:
-        """Put a `LoRALinear` in the place of every target. Raises UserError for a target that matches nothing."""
+    def at(self, name: str) -> LoraConfig:
+        """The settings for one target: with the rank and the α that the patterns give it."""
+        r, alpha = (
+            next((value for key, value in pattern.items() if name == key or name.endswith(f".{key}")), usual)
+            for pattern, usual in ((self.rank_pattern, self.r), (self.alpha_pattern, self.lora_alpha))
+        )
+        return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
+
+    def matched(self, model: Module) -> tuple[dict[str, Linear], dict[str, Module]]:
+        """The targets, and the modules to train whole, by name. Raises UserError for a name that matches nothing."""
         targets = match_modules(model, self.target_modules, Linear, "all-linear")
-        return LoraMethod(model, targets, self)
+        for key in (*self.rank_pattern, *self.alpha_pattern):
+            if not match_modules(model, key, Linear, "all-linear").keys() & targets.keys():
+                raise UserError(f"A pattern names {key!r}, which is not among the targets: {', '.join(targets)}.")
+        whole = match_modules(model, self.modules_to_save) if self.modules_to_save else {}
+        for key in whole:
+            if key in targets or any(name.startswith(f"{key}.") for name in targets):
+                raise UserError(f"{key!r} is among modules_to_save and holds a target: it is trained whole or by LoRA.")
+        return {name: linear for name, linear in targets.items() if isinstance(linear, Linear)}, whole
+
+    def attach(self, model: Module) -> Method:
+        """Put a `LoRALinear` in the place of every target. Raises UserError for a name that matches nothing."""
+        return LoraMethod(model, self, LoRALinear)
 
 
-class LoRALinear(Module):
+class LoRALinear(Wrapper):
     """Y = X W + b + s · X A B over a frozen `linear`."""
 
     def __init__(self, linear: Linear, config: LoraConfig, rng: random.Generator) -> None:
+        super().__init__(linear)
         d_in, d_out = linear.weight.shape
         if config.r > min(d_in, d_out):
             raise UserError(f"r={config.r}: a {d_in} × {d_out} weight has rank {min(d_in, d_out)} at most.")
-        self.linear = linear
         if config.init == "gaussian":
             start = rng.standard_normal((d_in, config.r), dtype="float32") / config.r
         else:
@@ -79,67 +107,42 @@ class LoRALinear(Module):
         self.A = Parameter(active().asarray(start))
         self.B = constant((config.r, d_out), 0.0)
         self.scale, self.dropout = config.scale, config.lora_dropout
-        self.enabled = True
-        self.W0: Any = None  # the base's weight, kept while A B is merged into `linear`
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., r) -> (..., out): the product A B is never formed."""
-        y = self.linear(x)
-        if not self.enabled or self.W0 is not None:
-            return y
-        return y + ((functional.dropout(x, self.dropout, self.training) @ self.A) * self.scale) @ self.B
+    def branch(self, x: Tensor) -> Tensor:
+        """s · X A B: (..., in) -> (..., r) -> (..., out); the product A B is never formed."""
+        return ((functional.dropout(x, self.dropout, self.training) @ self.A) * self.scale) @ self.B
 
-    def merge(self) -> None:
-        """W ← W₀ + s · A B. W₀ is kept, so that `unmerge` is exact; a second call changes nothing."""
-        if self.W0 is None:
-            W = self.linear.weight.data
-            self.W0 = W.copy()
-            W += self.scale * active().matmul(self.A.data, self.B.data)
+    def adapted(self, x: Tensor) -> Tensor:
+        """X W + b + s · X A B."""
+        return self.linear(x) + self.branch(x)
 
-    def unmerge(self) -> None:
-        """W ← W₀, to the last bit."""
-        if self.W0 is not None:
-            self.linear.weight.data[...] = self.W0
-            self.W0 = None
+    def fold(self, W: Array, b: Array | None) -> None:
+        """W ← W₀ + s · A B."""
+        W += self.scale * active().matmul(self.A.data, self.B.data)
 
 
-class LoraMethod(Method):
-    """LoRA on the chosen linear layers of a model."""
+class LoraMethod(WrappingMethod):
+    """LoRA, in a form of its own (`layer`), on the chosen linear layers of a model."""
 
-    def __init__(self, model: Module, targets: dict[str, Module], config: LoraConfig) -> None:
-        self.owner = (model,)  # a tuple, so that the model's parameters are not listed twice
-        self.bias = config.bias
-        self.layers: dict[str, LoRALinear] = {}
+    layers: dict[str, LoRALinear]
+
+    def __init__(self, model: Module, config: LoraConfig, layer: type[LoRALinear]) -> None:
+        targets, whole = config.matched(model)
+        self.trains_base = config.bias != "none" or bool(whole)
         rng = random.stream("init")
-        for name, linear in targets.items():
-            assert isinstance(linear, Linear)
-            self.layers[name] = LoRALinear(linear, config, rng)
-        for name, layer in self.layers.items():  # only now: a rank that does not fit leaves the model as it was
-            model.set_submodule(name, layer)
-            if config.bias == "lora_only" and layer.linear.bias is not None:
-                layer.linear.bias.requires_grad = True
+        super().__init__(model, {name: layer(linear, config.at(name), rng) for name, linear in targets.items()})
+        for wrapper in self.layers.values():
+            if config.bias == "lora_only" and wrapper.linear.bias is not None:
+                wrapper.linear.bias.requires_grad = True
         if config.bias == "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad |= name.endswith(".bias")
+        for module in whole.values():
+            for parameter in module.parameters():
+                parameter.requires_grad = True
 
     def enable(self, on: bool) -> None:
         """Skip the branches X A B, or not."""
-        if not on and self.bias != "none":
-            raise UserError(f"LoRA with bias={self.bias!r} trains the base's own biases: the base cannot be had back.")
-        for layer in self.layers.values():
-            layer.enabled = on
-
-    def merge(self) -> None:
-        """Merge every layer."""
-        for layer in self.layers.values():
-            layer.merge()
-
-    def unmerge(self) -> None:
-        """Unmerge every layer."""
-        for layer in self.layers.values():
-            layer.unmerge()
-
-    def unload(self) -> None:
-        """Put the linear layers back, with the weights they have now."""
-        for name, layer in self.layers.items():
-            self.owner[0].set_submodule(name, layer.linear)
+        if not on and self.trains_base:
+            raise UserError("LoRA with bias or modules_to_save trains the base's own weights: it cannot be had back.")
+        super().enable(on)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -54,7 +54,7 @@ class LiveTable:
             row = progress.row
             self.console.print(
                 f"[{progress.index + 1}/{progress.cells}] {progress.spec.name}, seed {progress.seed}: "
-                f"accuracy {100 * row['accuracy']:.1f} %, {row['trainable_params']:,} trainable, "
+                f"{'accuracy ' * (row['accuracy'] is not None)}{score_of(row)}, {row['trainable_params']:,} trainable, "
                 f"{row['train_seconds']:.0f} s",
                 highlight=False,
                 soft_wrap=True,
@@ -63,7 +63,7 @@ class LiveTable:
     def table(self) -> Table:
         """The table as it stands."""
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("method", "seed", "trainable", "progress", "loss", "accuracy", "step"):
+        for name in ("method", "seed", "trainable", "progress", "loss", "score", "step"):
             table.add_column(name, justify="left" if name in ("method", "progress") else "right")
         for index, (spec, seed) in enumerate(self.cells):
             progress = self.state.get(index)
@@ -83,7 +83,7 @@ class LiveTable:
                     f"{row['trainable_params']:,}",
                     Text(f"done in {row['train_seconds']:.0f} s", style="green"),
                     row["loss_curve"].rpartition(":")[2][:5],
-                    f"{100 * row['accuracy']:.1f} %",
+                    score_of(row),
                     f"{row['step_ms']:.0f} ms",
                 )
         return table
@@ -97,6 +97,11 @@ class LiveTable:
         return f"{progress.step}/{progress.steps}, {left:.0f} s left"
 
 
+def score_of(row: Mapping[str, Any]) -> str:
+    """A finished cell's accuracy, or the bits per byte where the task is a text."""
+    return f"{row['bits_per_byte']:.3f} bits/byte" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+
+
 def results_table(cells: Sequence[Summary]) -> Table:
     """The results, a row for each method and setting, averaged over seeds; at most 80 characters wide."""
     seeds = max(cell.n for cell in cells)
@@ -104,17 +109,21 @@ def results_table(cells: Sequence[Summary]) -> Table:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
     )
+    of_text = any(cell.of_text for cell in cells)
     table.add_column("method", no_wrap=True)
-    for name in ("trainable", "%", "accuracy %", "step\nms", "activ.\nMB", "optim.\nMB"):
+    score = ("perpl.", "bits/\nbyte") if of_text else ("accuracy %",)
+    for name in ("trainable", "%", *score, "step\nms", "activ.\nMB", "optim.\nMB"):
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         mean: Any = cell.mean
-        spread = f" ± {100 * cell.sd['accuracy']:.1f}" if cell.n > 1 else ""
+        column, factor, digits = ("bits_per_byte", 1, 3) if of_text else ("accuracy", 100, 1)
+        spread = f" ± {factor * cell.sd[column]:.{digits}f}" if cell.n > 1 else ""
         table.add_row(
             cell.label,
             f"{mean['trainable_params']:,.0f}",
             f"{mean['trainable_percent']:.3g}",
-            f"{100 * mean['accuracy']:.1f}{spread}",
+            *([f"{mean['perplexity']:.1f}"] if of_text else []),
+            f"{factor * mean[column]:.{digits}f}{spread}",
             f"{mean['step_ms']:.0f}",
             f"{mean['activation_mb']:.1f}",
             f"{mean['optimizer_mb']:.1f}",

@@ -19,14 +19,15 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from minipeft.report.labels import Label, label_ends, label_points
+from minipeft.report.language_plots import bits_vs_parameters
 from minipeft.report.style import BLANK, GREY, INK, blank_figure, family_looks, ink, marker, save_figure, styled, tint
 from minipeft.report.summary import Row, Summary, read_results, summarise
 
-__all__ = ["FIGURES", "Row", "draw_all", "read_results", "styled"]
+__all__ = ["FIGURES", "Row", "draw_all", "figures_of", "read_results", "styled"]
 
 
 def draw_all(results_csv: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
-    """Draw every figure of FIGURES into `folder` as NAME.png and NAME.svg; returns the paths.
+    """Draw every figure of `figures_of` into `folder` as NAME.png and NAME.svg; returns the paths.
 
     Raises:
         UserError: results.csv cannot be read (see `read_results`) or the folder cannot be written to.
@@ -34,7 +35,7 @@ def draw_all(results_csv: str | os.PathLike[str], folder: str | os.PathLike[str]
     cells = summarise(read_results(results_csv))
     paths = []
     with styled():
-        for name, draw in FIGURES.items():
+        for name, draw in figures_of(cells).items():
             figure = draw(cells)
             paths += save_figure(figure, Path(folder) / name)
     return paths
@@ -49,8 +50,8 @@ def accuracy_vs_parameters(cells: Sequence[Summary]) -> Figure:
     handles = []
     for method in dict.fromkeys(cell.method for cell in shown):
         family, look = [cell for cell in shown if cell.method == method], looks[method]
-        for variant in dict.fromkeys(_variant(cell) for cell in family):
-            curve = [_point(cell) for cell in family if _variant(cell) == variant]
+        for variant in dict.fromkeys(variant_of(cell) for cell in family):
+            curve = [_point(cell) for cell in family if variant_of(cell) == variant]
             axes.plot(*zip(*curve, strict=True), color=look.colour, linestyle=look.line, linewidth=1.6, zorder=3)
         for cell in family:
             if cell.n > 1:
@@ -146,7 +147,7 @@ def loss_curves(cells: Sequence[Summary]) -> Figure:
     looks = family_looks(cell.method for cell in cells)
     ends: list[Label] = []
     for cell in shown:
-        steps, mean, sd = _mean_curve(cell)
+        steps, mean, sd = mean_curve(cell)
         look = looks[cell.method]
         settings = [c.setting for c in shown if c.method == cell.method]  # more parameters, stronger colour
         colour = tint(look.colour, 0.4 + 0.6 * (settings.index(cell.setting) + 1) / len(settings))
@@ -174,6 +175,14 @@ FIGURES: Mapping[str, Callable[[Sequence[Summary]], Figure]] = {
     "loss_curves": loss_curves,
     "flops": flops,
 }
+
+
+def figures_of(cells: Sequence[Summary]) -> Mapping[str, Callable[[Sequence[Summary]], Figure]]:
+    """FIGURES; where the task is a text, bits per byte stand in the place of accuracy."""
+    if not any(cell.of_text for cell in cells):
+        return FIGURES
+    others = {name: draw for name, draw in FIGURES.items() if draw is not accuracy_vs_parameters}
+    return {"bits_vs_parameters": bits_vs_parameters, **others}
 
 
 def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: str) -> None:
@@ -213,7 +222,7 @@ def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: 
         axes.legend(handles=patches, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, handlelength=1.2)
 
 
-def _mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, mean and standard deviation of the loss over seeds, on the steps of the shortest curve."""
     curves = [np.array(curve, float).T for curve in cell.curves if curve]
     steps = min(curves, key=lambda curve: curve[0, -1])[0]
@@ -222,7 +231,7 @@ def _mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return steps, losses.mean(0), losses.std(0, ddof=1) if len(losses) > 1 else np.zeros(len(steps))
 
 
-def _variant(cell: Summary) -> str:
+def variant_of(cell: Summary) -> str:
     """What follows the number in a setting ("8:dense" -> "dense"): a curve joins settings of one variant."""
     return cell.setting.partition(":")[2]
 

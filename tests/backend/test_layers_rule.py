@@ -27,8 +27,10 @@ LAYER = {
     "report": 6,
     "labs": 6,
     "cli": 7,
+    "cli_instruct": 7,
     "cli_lab": 7,
     "cli_language": 7,
+    "cli_prompting": 7,
     "__main__": 8,
 }
 TOP = 3  # `from minipeft import __version__` loads the package itself, which imports nn and optim

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is beside the package, not in it
 
-from benchmarks import compare_job, harness, scaling, steps  # noqa: E402
+from benchmarks import compare_job, harness, pretrain_job, scaling, steps  # noqa: E402
 from benchmarks.cases import inputs, parse_shape, peers_of, widths  # noqa: E402
 from benchmarks.ours import Step, build_model  # noqa: E402
 from minipeft.models.bert import hf_part  # noqa: E402
@@ -23,6 +23,7 @@ from minipeft.models.llama import BLOCK as LLAMA_BLOCK  # noqa: E402
 GPT = parse_shape("a/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 BERT = parse_shape("b/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 LLAMA = parse_shape("smollm2/d=32/layers=2/heads=4/kv_heads=2/d_ff=64/vocab=50/seq=8/batch=4")
+TIED = parse_shape("smollm2-135m/d=32/layers=2/heads=4/kv_heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 METHODS = ["full", "topk:1", "topk:1:cached", "adapter:4", "lora:2"]
 QUICK = ["--rounds", "2", "--wait", "0", "--keep-busy"]
 
@@ -59,14 +60,14 @@ def torch_twin(shape: Any) -> tuple[Any, Any]:
         theirs_name = name
         if shape.kind == "bert":
             theirs_name = f"{hf_part(part, True)}.{leaf}"
-        elif shape.kind == "llama":
+        elif shape.kind in ("llama", "tied"):
             theirs_name = hf_llama(part, leaf)
         parameter.data += (0.1 * rng.standard_normal(parameter.shape)).astype(np.float32)
         table = name.startswith("embed.") or parameter.ndim < 2
         state[theirs_name] = torch.from_numpy(parameter.data.copy() if table else parameter.data.T.copy())
     missing, extra = theirs.load_state_dict(state, strict=False)
     assert not extra
-    assert all("position_ids" in name for name in missing)
+    assert all("position_ids" in name or (shape.kind == "tied" and name == "lm_head.weight") for name in missing)
     return ours, theirs
 
 
@@ -76,7 +77,7 @@ def losses(step: Any, steps: int = 3) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [GPT, LLAMA, BERT], ids=["gpt", "llama", "bert"])
+@pytest.mark.parametrize("shape", [GPT, LLAMA, TIED, BERT], ids=["gpt", "llama", "tied", "bert"])
 def test_both_sides_take_the_same_step(shape: Any, method: str) -> None:
     ours, theirs = torch_twin(shape)
     from benchmarks import torch_peer
@@ -205,3 +206,31 @@ def test_compare_job(tmp_path: Path, asset: Any) -> None:
     (row,) = rows_of(tmp_path / "compare_job.csv")
     assert 0 <= float(row["peer_accuracy_lora:1"]) <= 1
     assert "whole job" in (tmp_path / "compare_job.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_both_sides_of_a_pre_training_have_the_same_losses(style: str, tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("transformers", reason="the peer needs transformers")
+    from benchmarks import pretrain_side
+    from minipeft.experiments.pretrain import PretrainSettings
+
+    monkeypatch.setattr(pretrain_side, "threads", lambda: 1)
+    text = tmp_path / "text.txt"
+    rng = np.random.default_rng(0)
+    text.write_text("\n".join(" ".join(rng.choice(["a", "cat", "sat", "mat"], size=6)) for _ in range(200)))
+    shape = {"vocab_size": 270, "d_model": 16, "layers": 2, "heads": 2, "context": 16, "batch_size": 8, "epochs": 2}
+    given = PretrainSettings(corpus=str(text), style=style, lr=0.01, **shape)
+    ours, theirs = pretrain_side.ours(given), pretrain_side.peer(given)
+    assert len(ours["losses"]) >= 20
+    np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=2e-4)
+    assert ours["held_out_loss"] == pytest.approx(theirs["held_out_loss"], rel=2e-4)
+    row = {
+        f"{side}_{name}": one[name]
+        for side, one in (("ours", ours), ("peer", theirs))
+        for name in one
+        if name != "losses"
+    }
+    table = pretrain_job.markdown(
+        [{name: str(value) for name, value in (row | {"steps": 9, "largest_gap": 1e-6}).items()}]
+    )
+    assert "held-out loss" in table
