@@ -99,14 +99,12 @@ def compare(
     missing = [spec for spec in specs if any((spec.family, spec.setting, s) not in finished for s in range(seeds))]
     for spec in missing:  # a wrong K or target fails now, not after an hour
         build(settings, problem, spec, seed=0)
-    data = problem.encode(settings) if missing else None
-    before = _untrained(settings, problem, data) if missing else None
+    data = _data(settings, problem) if missing else None
     for index, (key, spec) in enumerate(cells.items()):
         seed = key[2]
         if key not in finished:
             assert data is not None
             row = _run_cell(settings, problem, data, spec, seed, out, (index, len(order)), listener)
-            row["untrained"] = before
             folder.add(row)
             finished[key] = row
             _checkpoint(out, spec, seed).unlink(missing_ok=True)
@@ -130,7 +128,7 @@ def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
 def _run_cell(
     settings: Settings,
     problem: Problem,
-    data: tuple[TrainingSet, Any],
+    data: tuple[TrainingSet, Any, float | None],
     spec: MethodSpec,
     seed: int,
     out: Path,
@@ -168,6 +166,7 @@ def _run_cell(
         "test_loss": round(score.loss, 6),
         "perplexity": rounded(score.perplexity),
         "bits_per_byte": rounded(score.bits_per_byte),
+        "untrained": data[2],
         "train_seconds": round(result.seconds, 3),
         "step_ms": round(result.step_ms, 2),
         "forward_gflop": round(cost.forward_flops / 1e9, 6),
@@ -176,7 +175,7 @@ def _run_cell(
         "peak_mb": round(cost.peak / MB, 1),
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
-        "saved_mb": round(sum(p.data.nbytes for p in model.saved_parameters().values()) / MB, 3),
+        "saved_mb": round(sum(array.nbytes for array in model.exported()[1].values()) / MB, 3),
         "loss_curve": curve(result.losses),
         "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),
     }
@@ -192,13 +191,14 @@ def curve(losses: list[float]) -> str:
     return ";".join(points)
 
 
-def _untrained(settings: Settings, problem: Problem, data: Any) -> float | None:
-    """What a language model scores before any training: its bits per byte, or its accuracy. A fresh classifier: nothing."""
+def _data(settings: Settings, problem: Problem) -> tuple[TrainingSet, Any, float | None]:
+    """What to train on, what to test on, and a language model's bits per byte, or accuracy, before any training."""
+    train, test = problem.encode(settings)
     if not is_language(settings.task):
-        return None
+        return train, test, None
     random.seed(0)
-    found = problem.score(base_model(settings, None), data[1], settings.workers)
-    return rounded(found.accuracy if found.bits_per_byte is None else found.bits_per_byte)
+    found = problem.score(base_model(settings, None), test, settings.workers)
+    return train, test, rounded(found.accuracy if found.bits_per_byte is None else found.bits_per_byte)
 
 
 def check_sizes(settings: Settings, problem: Problem) -> None:
@@ -207,7 +207,7 @@ def check_sizes(settings: Settings, problem: Problem) -> None:
     numbers = (settings.train_size, settings.test_size, settings.epochs, settings.batch_size, settings.workers)
     if min(numbers) < 1 or settings.max_length < 4:
         raise UserError(
-            "A comparison needs train_size, test_size, epochs, batch_size and workers ≥ 1, and max_length ≥ 4."
+            "A run needs train_size ≥ 1, test_size ≥ 1, epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4."
         )
 
 

@@ -22,6 +22,17 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "intrinsic": ("Intrinsic dimension", "d"),
     "head": ("Head only", ""),
 }
+# Further families, shown after these by name.
+OTHERS: Mapping[str, tuple[str, str]] = {
+    "bitfit": ("BitFit", ""),
+    "dora": ("DoRA", "r"),
+    "ia3": ("(IA)³", ""),
+    "loraplus": ("LoRA+", "r"),
+    "pissa": ("PiSSA", "r"),
+    "prefix": ("Prefix tuning", "n"),
+    "prompt": ("Prompt tuning", "n"),
+    "vera": ("VeRA", "r"),
+}
 
 Curve = tuple[tuple[int, float], ...]
 Norms = tuple[tuple[str, float], ...]
@@ -82,7 +93,7 @@ class Summary:
     @property
     def setting_label(self) -> str:
         """The setting as the lecture writes it: "r=8", "K=1", "d=1000, dense"; empty where there is none."""
-        symbol = FAMILIES.get(self.method, ("", ""))[1]
+        symbol = {**FAMILIES, **OTHERS}.get(self.method, ("", ""))[1]
         label = self.setting.replace(":", ", ")
         return f"{symbol}={label}" if symbol and label else label
 
@@ -99,7 +110,7 @@ class Summary:
 
 def family_name(method: str) -> str:
     """The display name of a method's family; an unknown family keeps its own."""
-    return FAMILIES.get(method, (method, ""))[0]
+    return {**FAMILIES, **OTHERS}.get(method, (method, ""))[0]
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -195,11 +206,11 @@ def _measure(text: str) -> float:
 
 
 def _fraction(text: str) -> float:
-    return _checked(value := float(text or "nan"), not (value < 0 or value > 1))
+    return _checked(value := float(text), 0 <= value <= 1) if text.strip() else math.nan
 
 
 def _if_any(text: str) -> float:
-    return _checked(value := float(text or "nan"), not value < 0)
+    return _measure(text) if text.strip() else math.nan
 
 
 def _loss(text: str) -> float:
@@ -233,7 +244,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 _PARSERS = {field.name: _KINDS[str(field.type)] for field in fields(Row)} | {
     "method": ("the name of a method", _name),
-    "accuracy": ("a number between 0 and 1", _fraction),
+    "accuracy": ("a number between 0 and 1, or empty", _fraction),
     "perplexity": ("a number of 0 or more, or empty", _if_any),
     "bits_per_byte": ("a number of 0 or more, or empty", _if_any),
     "untrained": ("a number of 0 or more, or empty", _if_any),

@@ -55,8 +55,10 @@ def test_every_measure_is_summarised():
         ("lora", "8:dense", "LoRA r=8, dense"),
         ("topk", "1", "Top-K layers K=1"),
         ("full", "", "Full fine-tuning"),
-        ("prefix", "20", "prefix 20"),
-        ("bitfit", "", "bitfit"),
+        ("prefix", "20", "Prefix tuning n=20"),
+        ("bitfit", "", "BitFit"),
+        ("mine", "20", "mine 20"),
+        ("mine", "", "mine"),
     ],
 )
 def test_labels_are_plain_language(method, setting, label):
