@@ -30,7 +30,7 @@ class ChatFormat:
 def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     """The format that a tokenizer's tokens are made for.
 
-    With <|im_start|> and <|im_end|> it is ChatML, as SmolLM2's and as the tokenizers of `minipeft pretrain` have it; else
+    With `<|im_start|>` and `<|im_end|>` it is ChatML, as SmolLM2's and as the tokenizers of `minipeft pretrain` have it; else
     headings in plain text, as Alpaca's, and the end-of-text token.
 
     Raises:
