@@ -20,11 +20,13 @@ from typing import Any
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
 from minipeft.report.page_data import run_data
+from minipeft.report.fairness import LEVEL, interval_rows, reference_of, trial_rows
 from minipeft.report.plots import draw_all, figures_of
 from minipeft.report.summary import Summary, read_results, summarise
 
 # The columns of the table: heading, decimals, what it means.
 COLUMNS: Mapping[str, tuple[str, int, str]] = {
+    "lr": ("Learning rate", 0, "The peak of its schedule."),
     "trainable_params": (
         "Trainable params",
         0,
@@ -83,11 +85,11 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
         draw_all(results, run_folder / "figures")
     images = [_figure(figures[name], caption, cells) for name, caption in IMAGES.items()]
     path = run_folder / "report.html"
-    atomic_write(path, _page(config, cells, images))
+    atomic_write(path, _page(config, cells, images, _intervals(run_folder, cells) + _trials(run_folder)))
     return path
 
 
-def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[str]) -> str:
+def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[str], fairness: str) -> str:
     """The whole document. What comes from files has been escaped by the function that made each part."""
     model, task = escape(_text(config.get("model", "a model"))), escape(_text(config.get("task", "a task")))
     data, seeds = run_data(cells), max(cell.n for cell in cells)
@@ -114,6 +116,7 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[
 <h2 id="results">Results</h2>
 {_results(cells)}
 </section>
+{fairness}
 <section aria-labelledby="figures">
 <h2 id="figures">Training</h2>
 {_plot("losses")}
@@ -156,7 +159,50 @@ def _results(cells: Sequence[Summary]) -> str:
         + "</tr>"
         for cell in cells
     )
-    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="results">
+    return _table("results", heads, rows)
+
+
+def _intervals(run: Path, cells: Sequence[Summary]) -> str:
+    """Each method's accuracy minus the reference's, with its interval."""
+    rows = interval_rows(run, cells)
+    if not rows:
+        return ""
+    reference = escape(reference_of(cells).label)
+    heads = (f"Accuracy minus {reference}, points", f"{100 * LEVEL:.0f} % interval", "")
+    return f"""<section aria-labelledby="intervals">
+<h2 id="intervals">How sure the differences are</h2>
+<p>Both methods answered the same test rows, so their answers are compared row by row, averaged over the seeds: a paired
+bootstrap over the test rows. It covers which rows happened to be tested; the ± above covers the seeds.</p>
+{_texts("intervals", ("Method", *heads), rows)}
+</section>"""
+
+
+def _trials(run: Path) -> str:
+    """The learning rates that were tried."""
+    rates, rows = trial_rows(run)
+    if not rows:
+        return ""
+    return f"""<section aria-labelledby="rates">
+<h2 id="rates">The learning rates that were tried</h2>
+<p>Accuracy in percent on the validation rows, which are neither trained nor tested on. Every method had the same rates, the
+same steps and the same order of the rows; ◂ marks the rate that it was then given.</p>
+{_texts("rates", ("Method", *(f"{rate:g}" for rate in rates)), rows)}
+</section>"""
+
+
+def _texts(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts whose first column names its rows."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return _table(name, top, body)
+
+
+def _table(name: str, heads: str, rows: str) -> str:
+    """A table from its cells; `name` is the id of its heading."""
+    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="{name}">
 <table class="numbers">
 <thead><tr>{heads}</tr></thead>
 <tbody>
@@ -168,10 +214,12 @@ def _results(cells: Sequence[Summary]) -> str:
 
 def _value(cell: Summary, name: str) -> str:
     """The mean of a measure and, where seeds differ, its standard deviation."""
+    if name == "lr":
+        return f"{cell.mean[name]:.2g}"
     decimals = COLUMNS[name][1]
     factor = 100 if name == "accuracy" else 1
     mean, sd = factor * cell.mean[name], factor * cell.sd[name]
-    spread = f' <span class="sd">± {sd:,.{decimals}f}</span>' if sd > 1e-9 * mean else ""  # not for rounding
+    spread = f" ± {sd:,.{decimals}f}" if sd > 1e-9 * mean else ""  # not for rounding
     return (f"{mean:,.{decimals}f}" if math.isfinite(mean) else "diverged") + spread
 
 
@@ -216,6 +264,7 @@ def _command(config: Mapping[str, Any]) -> str:
             value = config[name]
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += ["--" + name.replace("_", "-"), text]
+    words += ["--tune"] * bool(config.get("tune"))
     return shlex.join(words)
 
 

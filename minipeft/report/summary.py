@@ -46,6 +46,7 @@ class Row:
     method: str
     setting: str
     seed: int
+    lr: float
     trainable_params: int
     trainable_percent: float
     method_params: int

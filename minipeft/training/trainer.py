@@ -17,7 +17,7 @@ from minipeft.autograd import Tensor, functional
 from minipeft.backend import Array, active, random
 from minipeft.backend.workers import Workers
 from minipeft.data import Batch, TrainingSet
-from minipeft.errors import UserError, unknown
+from minipeft.errors import Diverged, UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_factor
 from minipeft.peft import PeftModel
@@ -131,7 +131,8 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state after the last whole step is in the checkpoint.
-            UserError: the checkpoint is damaged or of another run; or the loss is not finite.
+            UserError: the checkpoint is damaged or of another run.
+            Diverged: the loss, or a number of the optimizer's, is not finite.
         """
         self.run_record["seed"] = random.root()
         step, result = self._resume()
@@ -193,7 +194,7 @@ class Trainer:
         result.losses += active().to_numpy(active().xp.stack(losses)).tolist()  # one wait for all
         losses.clear()
         if not result.losses[-1] < float("inf"):  # also catches NaN
-            raise UserError(
+            raise Diverged(
                 f"The loss is {result.losses[-1]} at step {step}: training diverged. Lower the learning rate."
             )
 

@@ -31,6 +31,7 @@ LAYER = {
     "cli_lab": 7,
     "cli_language": 7,
     "cli_prompting": 7,
+    "cli_study": 7,
     "__main__": 8,
 }
 TOP = 3  # `from minipeft import __version__` loads the package itself, which imports nn and optim

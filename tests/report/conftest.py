@@ -47,6 +47,7 @@ def made_up_row(cell: tuple[str, str, int, float, float], seed: int) -> dict[str
         "method": method,
         "setting": setting,
         "seed": seed,
+        "lr": 1e-3,
         "trainable_params": trainable,
         "trainable_percent": 100 * trainable / 22_700_000,
         "method_params": trainable - head,

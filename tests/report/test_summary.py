@@ -132,7 +132,7 @@ def test_a_line_cut_short_is_named(write_results):
     path = write_results()
     text = path.read_text().splitlines()
     path.write_text("\n".join([*text[:2], ",".join(text[2].split(",")[:7])]))
-    with pytest.raises(UserError, match=r"line 3, column total_params: nothing there; the line has 7 cells"):
+    with pytest.raises(UserError, match=r"line 3, column head_params: nothing there; the line has 7 cells"):
         read_results(path)
 
 
