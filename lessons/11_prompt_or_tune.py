@@ -122,7 +122,7 @@ tuned = lora_classifier(0)
 zero_shot = classify(model, pattern, data.in_domain[:8])
 batch = encoded["in the domain"].batch(range(8), tokenizer.pad_id)
 with mp.no_grad():
-    untrained = tuned(batch.input_ids, batch.attention_mask).softmax(-1).numpy()
+    untrained = mp.functional.softmax(tuned(batch.input_ids, batch.attention_mask)).numpy()
 print(f"largest difference from zero-shot prompting, before training: {np.abs(untrained - zero_shot).max():.1e}")
 
 # %% [markdown]

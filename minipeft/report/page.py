@@ -19,8 +19,8 @@ from typing import Any
 
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
-from minipeft.report.page_data import run_data
 from minipeft.report.fairness import LEVEL, interval_rows, reference_of, trial_rows
+from minipeft.report.page_data import run_data
 from minipeft.report.plots import draw_all, figures_of
 from minipeft.report.summary import Summary, read_results, summarise
 
