@@ -18,7 +18,7 @@
 # An adapter narrows the $d$ numbers of a position to $R$, applies a nonlinearity, and widens again; a residual connection
 # carries the input past it:
 #
-# $$\text{adapter}(h) = h + f(h\, W_{down} + b_{down})\, W_{up} + b_{up}, \qquad W_{down} \in \mathbb{R}^{d \times R},\
+# $$\text{adapter}(h) = h + f(h\, W_{down} + b_{down})\, W_{up} + b_{up}, \qquad W_{down} \in \mathbb{R}^{d \times R},\quad
 # W_{up} \in \mathbb{R}^{R \times d} .$$
 
 # %%
