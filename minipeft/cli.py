@@ -55,7 +55,8 @@ def compare(
         str,
         typer.Option(
             help="Comma-separated: head, full, topk:K, adapter:R[:houlsby|pfeiffer|parallel], "
-            "lora:r[:q_proj+k_proj+...|all-linear], intrinsic:d[:fastfood|sparse|dense][:said]."
+            "lora:r[:q_proj+k_proj+...|all-linear], and so dora, pissa, loraplus, vera; bitfit, ia3, prompt:n, prefix:n, "
+            "intrinsic:d[:fastfood|sparse|dense][:said]."
         ),
     ] = DEFAULT_METHODS,
     seeds: Annotated[int, typer.Option(help="Runs of each method; error bars from 2 on.")] = 1,

@@ -40,6 +40,7 @@ COLUMNS = (
     "optimizer_mb",
     "saved_mb",
     "loss_curve",
+    "gradient_norms",
 )
 
 

@@ -48,7 +48,8 @@ jobs:
       - uses: actions/setup-python@v5
         with:
           python-version: "3.12"
-      - run: pip install 'minipeft=={version}' pytest
+      - name: minipeft, from a wheel in vendor/ or from the package index
+        run: pip install $(ls vendor/minipeft-*.whl 2>/dev/null || echo minipeft=={version})
 {steps}
       - name: Points
         uses: classroom-resources/autograding-grading-reporter@v1
@@ -65,7 +66,7 @@ STEP = """      - name: "Task {task}: {title}"
           test-name: "Task {task}"
           command: minipeft lab check . --task {task}
           timeout: 5
-          max-score: {points:g}
+          max-score: {points:.0f}
 """
 
 

@@ -20,9 +20,11 @@ from minipeft.data import Batch, TrainingSet
 from minipeft.errors import Diverged, UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_factor
+from minipeft.peft import PeftModel
 from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
+from minipeft.training.targets import logits_and_targets
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Trainer:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
         self.workers = active().useful_workers(config.workers)
-        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        rates = model.method.rates() if isinstance(model, PeftModel) else None
+        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.gradients = ShardedGradients(model, self.optimizer.flat, self.workers)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
@@ -113,8 +116,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross-entropy of a batch, as a scalar Tensor."""
-        logits = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        return functional.cross_entropy(logits, batch.labels)
+        return functional.cross_entropy(*logits_and_targets(self.model, batch))
 
     def batches(self, epoch: int) -> list[Any]:
         """The rows of each step of an epoch: a function of (seed, epoch)."""

@@ -17,6 +17,7 @@ def row(method="lora", seed=0, **changes):
         "setting": "8",
         "seed": seed,
         "loss_curve": "1:0.5",
+        "gradient_norms": "head:0.5",
         **changes,
     }
 

@@ -151,7 +151,11 @@ def test_marks_that_do_not_fit_are_refused(source, says):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("number = 1", "needs number"), ("number = ", "lab.toml"), ('number=1\ntitle=""\nminutes=1\ntasks=[]', "one task")],
+    [
+        ("number = 1", "needs number"),
+        ("number = ", "lab.toml"),
+        ('number=1\ntitle=""\nminutes=1\ntasks=[]', "one task"),
+    ],
 )
 def test_a_lab_that_is_not_complete_is_refused(tmp_path, text, says):
     (tmp_path / SPEC).write_text(text)
