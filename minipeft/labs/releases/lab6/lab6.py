@@ -1,7 +1,7 @@
 """Lab 6: the comparison. Read handout.md first.
 
 One pre-trained model, one new task, and every method of this course side by side. `python lab6.py` runs it all, when tasks
-1 to 4 are done: about two minutes on a laptop. Everything of minipeft may be used, except minipeft.experiments and
+1 to 4 are done: about a minute on a laptop. Everything of minipeft may be used, except minipeft.experiments and
 minipeft.report.
 """
 
