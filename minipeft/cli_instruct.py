@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from minipeft.errors import UserError
 
 if TYPE_CHECKING:
-    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.cell import Settings
     from minipeft.experiments.methods import MethodSpec
 
 out, err = Console(), Console(stderr=True)

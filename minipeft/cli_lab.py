@@ -135,7 +135,7 @@ def grade(
     lab = _lab_of(submissions, number, labs)
     reports = []
     for submission in track(submissions, "Grading", console=err, disable=not err.is_terminal):
-        reports.append(run(lab, submission, on_task=lambda task: None))
+        reports.append(run(lab, submission))
     if csv_file:
         atomic_write(csv_file, course_csv(reports))
         for report in reports:
@@ -196,7 +196,9 @@ def _scoreboard(report: Report, tests: str) -> None:
     from rich.table import Table
 
     lab = report.lab
-    table = Table("task", "tests", "points", "what is missing", title=f"Lab {lab.number}: {lab.title}", title_style="bold")
+    table = Table(
+        "task", "tests", "points", "what is missing", title=f"Lab {lab.number}: {lab.title}", title_style="bold"
+    )
     for task in lab.tasks:
         outcomes = report.of(task)
         if not outcomes:

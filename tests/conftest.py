@@ -29,6 +29,7 @@ ON_NUMPY_ALONE = (
     ),
     *("lora-all-linear", "lora-gaussian-rs", "lora-one-layer", "lora-bias-targets", "lora-bias-all"),
     *("did-scope", "said-dense", "said-sparse"),
+    *("bitfit-q-up", "ia3-q", "prompt-random", "dora-everywhere", "vera-up-down", "loraplus"),
 )
 
 

@@ -47,6 +47,11 @@ class Backend:
         """Zeros, in memory that workers (workers.py) share, if the backend has any."""
         return self.xp.zeros(shape, dtype=dtype)
 
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """U (m, k), S (k,) falling, Vᵀ (k, n) of an (m, n) matrix with k = min(m, n): x = U S Vᵀ."""
+        U, S, Vt = self.xp.linalg.svd(x, full_matrices=False)
+        return U, S, Vt
+
     def synchronize(self) -> None:
         """Wait until everything asked for has been computed. On the host it has."""
 

@@ -46,6 +46,11 @@ class CupyBackend(Backend):
         """A copy on the host, once the device has computed it; an array that is on the host is given back as it is."""
         return array.get() if isinstance(array, cupy.ndarray) else np.asarray(array)
 
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """As the base's, on the host: PiSSA starts from the same numbers on every backend."""
+        U, S, Vt = np.linalg.svd(self.to_numpy(x), full_matrices=False)
+        return cupy.asarray(U), cupy.asarray(S), cupy.asarray(Vt)
+
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
         device.Device().synchronize()

@@ -177,6 +177,8 @@ class Namespace:
             setattr(self, name, lambda x: elementwise(x, floating=True))
         for name in ("abs", "negative", "maximum", "minimum", "square"):
             setattr(self, name, elementwise)
+        for view in (np.expand_dims, np.broadcast_to):
+            setattr(self, view.__name__, lambda x, how, view=view: x._view(view(x.layout, how)))
         for name in ("zeros", "ones", "empty"):
             setattr(self, name, empty)
         for name in ("zeros_like", "ones_like", "empty_like", "copy", "ascontiguousarray", "triu"):
@@ -213,14 +215,6 @@ class Namespace:
         shape = list(arrays[0].shape)
         shape.insert(axis % (len(shape) + 1), len(arrays))
         return empty(shape, arrays[0].dtype)
-
-    def expand_dims(self, x: ShapeArray, axis: Any) -> ShapeArray:
-        """As NumPy's."""
-        return x._view(np.expand_dims(x.layout, axis))
-
-    def broadcast_to(self, x: ShapeArray, shape: Any) -> ShapeArray:
-        """As NumPy's."""
-        return x._view(np.broadcast_to(x.layout, shape))
 
     def sum(self, x: ShapeArray, axis: Any = None, keepdims: bool = False, out: Any = None) -> ShapeArray:
         """As NumPy's."""
@@ -267,6 +261,11 @@ class ShapeBackend(Backend):
         if isinstance(array, ShapeArray):
             float(array)
         return np.asarray(array)
+
+    def svd(self, x: ShapeArray) -> tuple[ShapeArray, ShapeArray, ShapeArray]:
+        """As the base's."""
+        (m, n), k = x.shape, min(x.shape)
+        return empty((m, k), x.dtype), empty(k, x.dtype), empty((k, n), x.dtype)
 
     def erf(self, x: ShapeArray) -> ShapeArray:
         """As the base's."""

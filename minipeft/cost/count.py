@@ -21,7 +21,7 @@ from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter
 from minipeft.optim import AdamW
 from minipeft.peft import PeftConfig, get_peft_model
-from minipeft.peft.model import ParameterCount
+from minipeft.peft.method import ParameterCount
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def count(
         m = get_peft_model(model, method)
         parameters, trained = m.count_parameters(), m.trainable_parameters()
         shapes = {name: p.shape for name, p in trained.items()}
-        saved = sum(int(p.data.nbytes) for p in m.saved_parameters().values())
+        saved = sum(int(array.nbytes) for array in m.exported()[1].values())
         step = count_step(m, batch, length) if batch else None
         optimizer = AdamW(m.parameters())
         return Count(parameters, base, int(optimizer.flat.grad.nbytes), optimizer.state_bytes(), saved, shapes, step)

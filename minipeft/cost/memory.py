@@ -32,8 +32,9 @@ class StepCost:
 
 
 def activation_bytes(loss: Tensor, model: Module) -> int:
-    """The bytes that the tape below `loss` keeps alive, the model's own parameters left out."""
-    own = {id(buffer_of(p.data)) for p in model.parameters()}
+    """The bytes that the tape below `loss` keeps alive, the tensors that the model holds left out."""
+    held = [value for _, module in model.named_modules() for value in vars(module).values()]
+    own = {id(buffer_of(value.data)) for value in held if isinstance(value, Tensor)}
     return sum(int(array.nbytes) for array in saved_arrays(loss) if id(array) not in own)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minipeft.peft import AdapterConfig, LoraConfig, PeftConfig, TopKConfig
+from minipeft.peft import AdapterConfig, BitFitConfig, LoraConfig, PeftConfig, TopKConfig
 
 M, K = 1e6, 1e3
 
@@ -115,7 +115,8 @@ LORA = (
     _lora(LARGE, "roberta-large", 1024, 24, 8, "0.8"),
     Row(f"{BASE} full", "125.0", "with the pooler", encoder(768, 12, 50265, 514, 1)),
     Row(f"{LARGE} full", "355.0", "with the pooler", encoder(1024, 24, 50265, 514, 1)),
-    Row(f"{BASE} BitFit", "0.1", "all biases of the encoder", biases(768, 12)),
+    Row(f"{BASE} BitFit", "0.1", "all biases of the encoder", biases(768, 12), architecture="roberta-base",
+        method=BitFitConfig()),
     _adapter(LARGE, "P", "roberta-large", 1024, 24, 16, "0.8"),
     _adapter(LARGE, "P", "roberta-large", 1024, 24, 64, "3.0"),
     _adapter(LARGE, "H", "roberta-large", 1024, 48, 8, "0.8"),

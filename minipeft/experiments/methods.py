@@ -7,7 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.errors import UserError, unknown
-from minipeft.peft import AdapterConfig, FullConfig, HeadConfig, IntrinsicConfig, LoraConfig, PeftConfig, TopKConfig
+from minipeft.peft import (
+    AdapterConfig,
+    BitFitConfig,
+    DoraConfig,
+    FullConfig,
+    HeadConfig,
+    IA3Config,
+    IntrinsicConfig,
+    LoraConfig,
+    LoraPlusConfig,
+    PeftConfig,
+    PissaConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TopKConfig,
+    VeraConfig,
+)
 from minipeft.peft.adapter import PLACEMENTS
 from minipeft.peft.projection import PROJECTIONS
 
@@ -41,11 +57,13 @@ def _adapter(bottleneck: int, words: list[str]) -> PeftConfig:
     return AdapterConfig(bottleneck=bottleneck, placement=words[0] if words else "houlsby")
 
 
-def _lora(r: int, words: list[str]) -> PeftConfig:
-    targets: Any = (
-        words[0] if words == ["all-linear"] else tuple(words[0].split("+")) if words else ("q_proj", "v_proj")
-    )
-    return LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
+def _targets(words: list[str]) -> Any:
+    """Of "q_proj+k_proj" or "all-linear"; query and value when nothing is said."""
+    return words[0] if words == ["all-linear"] else tuple(words[0].split("+")) if words else ("q_proj", "v_proj")
+
+
+def _lora(kind: type[LoraConfig]) -> Callable[[int, list[str]], PeftConfig]:
+    return lambda r, words: kind(r=r, lora_alpha=2 * r, target_modules=_targets(words))
 
 
 def _intrinsic(d: int, words: list[str]) -> PeftConfig:
@@ -55,13 +73,23 @@ def _intrinsic(d: int, words: list[str]) -> PeftConfig:
     )
 
 
-# The learning rates of all but `intrinsic` were searched with torch + peft on MiniLM; its own, on the validation split.
+TARGETS = ("q_proj+k_proj+...", "all-linear")
+# The rates of full, head, topk, adapter and lora were searched with torch + peft on MiniLM; the others' are of the order
+# that the papers use.
 FAMILIES: dict[str, Family] = {
     "head": Family("", 5e-3, lambda n, words: HeadConfig()),
     "full": Family("", 6e-5, lambda n, words: FullConfig()),
     "topk": Family("K, the number of top blocks", 1e-4, lambda n, words: TopKConfig(n)),
     "adapter": Family("R, the width of the bottleneck", 1e-3, _adapter, PLACEMENTS),
-    "lora": Family("r, the rank", 1e-3, _lora, ("q_proj+k_proj+...", "all-linear")),
+    "lora": Family("r, the rank", 1e-3, _lora(LoraConfig), TARGETS),
+    "dora": Family("r, the rank", 1e-3, _lora(DoraConfig), TARGETS),
+    "pissa": Family("r, the rank", 1e-3, _lora(PissaConfig), TARGETS),
+    "loraplus": Family("r, the rank", 1e-3, _lora(LoraPlusConfig), TARGETS),
+    "vera": Family("r, the rank", 1e-2, lambda r, words: VeraConfig(r=r, target_modules=_targets(words)), TARGETS),
+    "ia3": Family("", 1e-2, lambda n, words: IA3Config()),
+    "bitfit": Family("", 1e-3, lambda n, words: BitFitConfig()),
+    "prompt": Family("n, the number of virtual tokens", 1e-2, lambda n, words: PromptTuningConfig(n)),
+    "prefix": Family("n, the number of virtual tokens", 1e-2, lambda n, words: PrefixTuningConfig(n)),
     "intrinsic": Family("d, the dimension of the subspace", 1e-3, _intrinsic, (*PROJECTIONS, "said")),
 }
 
@@ -83,7 +111,7 @@ def parse_method(text: str, lr: float | None = None) -> MethodSpec:
             raise UserError(f"{text!r}: after '{family_name}:' comes {family.number}, a whole number, not {given}.")
         number, rest = int(rest[0]), rest[1:]
     for word in rest:
-        if word not in family.words and not (family_name == "lora" and word):
+        if word not in family.words and not (family.words == TARGETS and word):
             known = f" Known: {', '.join(family.words)}." if family.words else ""
             raise UserError(f"{text!r}: {family_name} does not know the word {word!r}.{known}")
     setting = ":".join([str(number)] * bool(family.number) + rest)

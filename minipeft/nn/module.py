@@ -81,10 +81,15 @@ class Module:
         Raises:
             UserError: there is none of that name.
         """
-        modules = dict(self.named_modules())
-        if path not in modules:
+        found: Any = self
+        for name in path.split(".") if path else ():
+            if isinstance(found, list):
+                found = found[int(name)] if name.isdigit() and int(name) < len(found) else None
+            else:
+                found = vars(found).get(name) if isinstance(found, Module) else None
+        if not isinstance(found, Module):
             raise UserError(f"There is no module {path!r} in {type(self).__name__}.")
-        return modules[path]
+        return found
 
     def set_submodule(self, path: str, module: Module) -> None:
         """Put a module in the place of the one of that dotted name."""

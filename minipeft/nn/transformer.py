@@ -7,6 +7,7 @@ The parts carry the names that every model family and every method's targets sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,16 +114,19 @@ class Embeddings(Module):
 
     def forward(self, ids: Any, segments: Any = None, past: LayerCache | None = None) -> Tensor:
         """Integer arrays (batch, seq) -> (batch, seq, d)."""
-        seen = ids.shape[1] + (past.start if past is not None else 0)
+        return self.place(self.word(ids), 0 * ids if segments is None else segments, past)
+
+    def place(self, x: Tensor, segments: Any, past: LayerCache | None = None, start: int = 0) -> Tensor:
+        """Word rows, or what stands for them, and their segments -> (batch, seq, d); the first position is `start`."""
+        seen = x.shape[1] + (past.start if past is not None else start)
         if seen > self.max_positions:
             raise UserError(
                 f"The sequence has {seen} tokens; this model reads at most {self.max_positions}. Truncate it."
             )
-        x = self.word(ids)
         if self.position is not None:  # (batch, seq, d) + (seq, d)
-            x = x + (self.position.weight[: ids.shape[1]] if past is None else self.position(past.positions))
+            x = x + (self.position.weight[start:seen] if past is None else self.position(past.positions))
         if self.segment is not None:
-            x = x + self.segment(0 * ids if segments is None else segments)
+            x = x + self.segment(segments)
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
@@ -221,22 +225,33 @@ class Transformer(Module):
 
     def lower(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, cut: int = 0) -> Tensor:
         """The embeddings and the blocks below `cut`: what enters block `cut`, (batch, seq, d)."""
-        ids, mask, segments = _inputs(input_ids, attention_mask, token_type_ids)
+        ids, mask, segments = checked_inputs(input_ids, attention_mask, token_type_ids)
         x = self.embed(ids, segments)
         for block in self.blocks[:cut]:
             x = block(x, mask)
         return x
 
-    def upper(self, x: Tensor, attention_mask: Any = None, cut: int = 0, first: int = 0) -> Tensor:
+    def upper(
+        self,
+        x: Tensor,
+        attention_mask: Any = None,
+        cut: int = 0,
+        first: int = 0,
+        pasts: Sequence[LayerCache] | None = None,
+    ) -> Tensor:
         """The blocks from `cut` on; for the positions from `first` on, the final norm and the head.
 
-        The last block computes only what the head reads.
+        The last block computes only what the head reads. `pasts`, one a block, hold keys and values that come before
+        those of x and are always seen.
         """
-        mask = _mask(attention_mask)
+        mask = seen = _mask(attention_mask)
+        if pasts is not None and mask is not None:
+            ones = active().xp.ones((mask.shape[0], pasts[0].start), dtype=mask.dtype)
+            seen = active().xp.concatenate([ones, mask], axis=1)
         wanted = None if self.config.causal else getattr(self.head, "reads", None)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks[cut:], start=cut):
-            x = block(x, mask, wanted=wanted if i == last else None)
+            x = block(x, seen, pasts[i] if pasts is not None else None, wanted if i == last else None)
         return self._finish(x[:, first:] if first else x, mask)
 
     def _finish(self, x: Tensor, mask: Any) -> Tensor:
@@ -249,7 +264,7 @@ class Transformer(Module):
     def _read_on(self, input_ids: Any, attention_mask: Any, cache: KVCache, last: bool) -> Tensor:
         if not self.config.causal or grad_enabled():
             raise UserError("A cache of keys and values needs a causal model and `with no_grad():`.")
-        ids, mask, _ = _inputs(input_ids, attention_mask, None)
+        ids, mask, _ = checked_inputs(input_ids, attention_mask, None)
         mask = cache.advance(ids.shape, mask)
         x = self.embed(ids, None, cache.layers[0])
         for block, past in zip(self.blocks, cache.layers, strict=True):
@@ -267,7 +282,7 @@ def _cut(x: Tensor, wanted: slice | None) -> Tensor:
     return x if wanted is None else x[:, wanted]
 
 
-def _inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
+def checked_inputs(ids: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any]:
     """The inputs, checked against each other on the host; only the mask is an array of the backend by now, or None."""
     arrays: list[Any] = []
     for name, value in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", segments)):

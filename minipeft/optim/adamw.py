@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minipeft.backend import active
@@ -20,6 +20,7 @@ class AdamW(Optimizer):
         betas: (β₁, β₂).
         eps: ε.
         weight_decay: wd.
+        rates: parameters that learn at another rate, and how many times as fast.
     """
 
     state_names = ("m", "v")
@@ -31,10 +32,11 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        rates: Mapping[Parameter, float] | None = None,
     ) -> None:
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
             raise UserError(f"betas={betas}: both are in [0, 1).")
-        super().__init__(parameters, lr)
+        super().__init__(parameters, lr, rates)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def update(self, lr: float, scale: Any, part: slice) -> None:

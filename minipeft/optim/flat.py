@@ -6,7 +6,7 @@ Frozen parameters are in neither vector, so no optimizer can move them or keep s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minipeft.backend import Array, active
@@ -47,14 +47,18 @@ class FlatParameters:
 class Optimizer:
     """The parameters, their flat vectors, and a state vector for each name in `state_names`.
 
-    `step(lr)` updates the parameters in place from their gradients; `zero_grad()` clears these.
+    `step(lr)` updates the parameters in place from their gradients; `zero_grad()` clears these. `rates` names parameters
+    that learn some times as fast as the others.
     """
 
     state_names: tuple[str, ...] = ()
 
-    def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], lr: float, rates: Mapping[Parameter, float] | None = None
+    ) -> None:
         if not lr > 0:
             raise UserError(f"lr={lr}: a learning rate is a positive number.")
+        self.rates = dict(rates or {})
         self.flat = FlatParameters(parameters)
         self.lr, self.steps = lr, 0
         shape, dtype = self.flat.theta.shape, self.flat.theta.dtype
@@ -77,7 +81,21 @@ class Optimizer:
                 self.flat.grad[cut] = 0 if p.grad is None else active().asarray(p.grad).reshape(-1)
                 p.grad = self.flat.grad[cut].reshape(p.shape)
         self.steps += 1
-        self.update(self.lr if lr is None else lr, scale, current_workers().slice(self.flat.theta.size))
+        mine = current_workers().slice(self.flat.theta.size)
+        for cut, ratio in self._runs():
+            part = slice(max(cut.start, mine.start), min(cut.stop, mine.stop))
+            if part.start < part.stop:
+                self.update(ratio * (self.lr if lr is None else lr), scale, part)
+
+    def _runs(self) -> list[tuple[slice, float]]:
+        """Pieces of the flat vectors, as long as can be, in which all parameters learn at one rate."""
+        runs: list[tuple[slice, float]] = []
+        for p, cut in zip(self.flat.parameters, self.flat.cuts(), strict=True):
+            ratio = self.rates.get(p, 1.0)
+            if runs and runs[-1][1] == ratio:
+                cut = slice(runs.pop()[0].start, cut.stop)
+            runs.append((cut, ratio))
+        return runs
 
     def update(self, lr: float, scale: Any, part: slice) -> None:
         """The rule: θ from scale · gradient and the state, in place, on a part of the flat vectors."""

@@ -18,7 +18,7 @@ from minipeft.backend import random
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Block, Linear, Module, Transformer
 from minipeft.nn.layers import constant
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.method import Method, PeftConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": Tensor.relu, "tanh": Tensor.tanh}
 PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
@@ -100,8 +100,9 @@ class AdapterMethod(Method):
         self.owner = (model,)
         self.train_norms = config.train_norms
         rng = random.stream("init")
-        self.plain = tuple(model.blocks)
-        model.blocks = [AdapterBlock(block, config, rng) for block in model.blocks]
+        self.plain = tuple(model.blocks)  # tuples, so that no block is listed twice
+        self.adapted = tuple(AdapterBlock(block, config, rng) for block in model.blocks)
+        self.install()
         if config.train_norms:
             for block in model.blocks:
                 for parameter in (*block.attn_norm.parameters(), *block.mlp_norm.parameters()):
@@ -111,9 +112,8 @@ class AdapterMethod(Method):
         """Skip the adapters, or not."""
         if not on and self.train_norms:
             raise UserError("Adapters with train_norms train the base's own norms: the base cannot be had back.")
-        for block in self.owner[0].blocks:
-            if isinstance(block, AdapterBlock):
-                block.enabled = on
+        for block in self.adapted:
+            block.enabled = on
 
     def merge(self) -> None:
         """Always an error: f is not linear."""
@@ -127,3 +127,7 @@ class AdapterMethod(Method):
     def unload(self) -> None:
         """Put the plain blocks back."""
         self.owner[0].blocks = list(self.plain)
+
+    def install(self) -> None:
+        """Put the blocks with adapters in their place."""
+        self.owner[0].blocks = list(self.adapted)

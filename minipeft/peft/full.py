@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from minipeft.nn import Module
-from minipeft.peft.model import Method, OwnWeights, PeftConfig
+from minipeft.peft.method import Method, OwnWeights, PeftConfig
 
 
 @dataclass(frozen=True)

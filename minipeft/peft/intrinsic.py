@@ -19,7 +19,7 @@ from minipeft.backend import Array, active
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Module, Parameter
 from minipeft.nn.layers import constant
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.method import Method, PeftConfig
 from minipeft.peft.projection import PROJECTIONS, Projection
 from minipeft.peft.targets import match_modules, task_head
 

@@ -1,8 +1,8 @@
 """Saving what was trained, and only that: adapter_config.json and adapter_model.safetensors.
 
-LoRA on a BERT, a GPT-2 or a Llama is written as Hugging Face PEFT writes it, and loads there (hf_lora.py). The other
-methods use the same two files with a `peft_type` of their own and all their settings. What is saved is the method's
-parameters and the head, never merged weights, so that loading cannot apply them twice.
+LoRA on a BERT, a GPT-2 or a Llama is written as Hugging Face PEFT writes it, and loads there (hf_lora.py, hf_read.py); so
+are DoRA, PiSSA and LoRA+. The other methods use the same two files with a `peft_type` of their own and all their settings.
+What is saved is the method's parameters and the head, never merged weights, so that loading cannot apply them twice.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from minipeft.errors import UserError, unknown
 from minipeft.files import atomic_write
 from minipeft.models.pretrained import Pretrained
 from minipeft.nn import Module
+from minipeft.peft import hf_lora, hf_read
+from minipeft.peft.lora import LoraConfig
+from minipeft.peft.method import PeftConfig
 
 if TYPE_CHECKING:
-    from minipeft.peft.model import PeftConfig, PeftModel
+    from minipeft.peft.model import PeftModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LORA = "LORA"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +46,16 @@ class Saved:
 def save(model: PeftModel, folder: str | Path) -> None:
     """Write the two files. Raises UserError when the disk is full, or PEFT's format has no place for a setting."""
     folder = Path(folder)
-    state = {name: active().to_numpy(p.data) for name, p in model.saved_parameters().items()}
+    config, state = model.exported()
     metadata = {"format": "pt", "base": fingerprint(model.base_shapes)}
-    config: dict[str, Any]
-    if model.config.peft_type == LORA and isinstance(model.model, Pretrained):
-        from minipeft.peft import hf_lora  # a method's file, which stands on this one
-
-        layers = model.method.layers  # type: ignore[attr-defined]
-        lora: Any = model.config
-        state, config, more = hf_lora.to_files(model.model, model.base_shapes, lora, layers, state)
+    fields: dict[str, Any]
+    if isinstance(config, LoraConfig) and isinstance(model.model, Pretrained):
+        state, fields, more = hf_lora.to_files(model.model, model.base_shapes, config, state)
         metadata |= more
     else:
-        settings = dataclasses.asdict(model.config)
-        config = {"peft_type": model.config.peft_type, "version": model.config.version, **settings}
-    storage.write_tensors(folder / WEIGHTS, state, metadata)
-    atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        fields = {"peft_type": config.peft_type, "version": config.version, **dataclasses.asdict(config)}
+    storage.write_tensors(folder / WEIGHTS, {name: active().to_numpy(a) for name, a in state.items()}, metadata)
+    atomic_write(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def read(model: Module, folder: str | Path, kinds: dict[str, type[PeftConfig]]) -> Saved:
@@ -82,13 +79,11 @@ def read(model: Module, folder: str | Path, kinds: dict[str, type[PeftConfig]]) 
     if "base" in metadata and metadata["base"] != fingerprint(base_shapes(model)):
         raise UserError(f"{folder} was trained on a model of another shape; load the one that it was trained on.")
     kind = kinds[raw["peft_type"]]
-    if kind.peft_type == LORA and "version" not in raw:  # PEFT has no field of that name
+    if kind is LoraConfig and "version" not in raw:  # PEFT has no field of that name
         if not isinstance(model, Pretrained):
             raise UserError(f"{folder} holds LoRA for a BERT, a GPT-2 or a Llama, not for a {type(model).__name__}.")
-        from minipeft.peft import hf_lora
-
         try:
-            config, state, optional = hf_lora.from_files(model, raw, tensors, metadata, path)
+            config, state, optional = hf_read.from_files(model, raw, tensors, metadata, path)
         except (TypeError, AttributeError, re.error) as error:
             raise UserError(f"{path}: a field is of another kind than PEFT's ({error}).") from None
         return Saved(config, state, optional, Path(folder))

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from minipeft.autograd import Tensor, functional
-from minipeft.backend import active, random
+from minipeft.backend import Array, active, random
 from minipeft.errors import UserError, unknown
 from minipeft.nn import Linear, Module, Parameter
 from minipeft.nn.layers import constant
-from minipeft.peft.model import Method, PeftConfig
+from minipeft.peft.method import Method, PeftConfig
 from minipeft.peft.targets import match_modules
+from minipeft.peft.wrap import Wrapper, WrappingMethod
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class LoraConfig(PeftConfig):
     init: str = "kaiming"
     use_rslora: bool = False
     bias: str = "none"
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,8 +75,8 @@ class LoraConfig(PeftConfig):
         )
         return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
-    def attach(self, model: Module) -> Method:
-        """Put a `LoRALinear` in the place of every target. Raises UserError for a name that matches nothing."""
+    def matched(self, model: Module) -> tuple[dict[str, Linear], dict[str, Module]]:
+        """The targets, and the modules to train whole, by name. Raises UserError for a name that matches nothing."""
         targets = match_modules(model, self.target_modules, Linear, "all-linear")
         for key in (*self.rank_pattern, *self.alpha_pattern):
             if not match_modules(model, key, Linear, "all-linear").keys() & targets.keys():
@@ -84,63 +85,55 @@ class LoraConfig(PeftConfig):
         for key in whole:
             if key in targets or any(name.startswith(f"{key}.") for name in targets):
                 raise UserError(f"{key!r} is among modules_to_save and holds a target: it is trained whole or by LoRA.")
-        return LoraMethod(model, targets, whole, self)
+        return {name: linear for name, linear in targets.items() if isinstance(linear, Linear)}, whole
+
+    def attach(self, model: Module) -> Method:
+        """Put a `LoRALinear` in the place of every target. Raises UserError for a name that matches nothing."""
+        return LoraMethod(model, self, LoRALinear)
 
 
-class LoRALinear(Module):
+class LoRALinear(Wrapper):
     """Y = X W + b + s · X A B over a frozen `linear`."""
 
     def __init__(self, linear: Linear, config: LoraConfig, rng: random.Generator) -> None:
+        super().__init__(linear)
         d_in, d_out = linear.weight.shape
         if config.r > min(d_in, d_out):
             raise UserError(f"r={config.r}: a {d_in} × {d_out} weight has rank {min(d_in, d_out)} at most.")
-        self.linear = linear
         if config.init == "gaussian":
             start = rng.standard_normal((d_in, config.r), dtype="float32") / config.r
         else:
             start = rng.uniform(-1, 1, (d_in, config.r)).astype("float32") / math.sqrt(d_in)
         self.A = Parameter(active().asarray(start))
         self.B = constant((config.r, d_out), 0.0)
-        self.scale, self.alpha, self.dropout = config.scale, config.lora_alpha, config.lora_dropout
-        self.enabled = True
-        self.W0: Any = None  # the base's weight, kept while A B is merged into `linear`
+        self.scale, self.dropout = config.scale, config.lora_dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., r) -> (..., out): the product A B is never formed."""
-        y = self.linear(x)
-        if not self.enabled or self.W0 is not None:
-            return y
-        return y + ((functional.dropout(x, self.dropout, self.training) @ self.A) * self.scale) @ self.B
+    def branch(self, x: Tensor) -> Tensor:
+        """s · X A B: (..., in) -> (..., r) -> (..., out); the product A B is never formed."""
+        return ((functional.dropout(x, self.dropout, self.training) @ self.A) * self.scale) @ self.B
 
-    def merge(self) -> None:
-        """W ← W₀ + s · A B. W₀ is kept, so that `unmerge` is exact; a second call changes nothing."""
-        if self.W0 is None:
-            W = self.linear.weight.data
-            self.W0 = W.copy()
-            W += self.scale * active().matmul(self.A.data, self.B.data)
+    def adapted(self, x: Tensor) -> Tensor:
+        """X W + b + s · X A B."""
+        return self.linear(x) + self.branch(x)
 
-    def unmerge(self) -> None:
-        """W ← W₀, to the last bit."""
-        if self.W0 is not None:
-            self.linear.weight.data[...] = self.W0
-            self.W0 = None
+    def fold(self, W: Array, b: Array | None) -> None:
+        """W ← W₀ + s · A B."""
+        W += self.scale * active().matmul(self.A.data, self.B.data)
 
 
-class LoraMethod(Method):
-    """LoRA on the chosen linear layers of a model."""
+class LoraMethod(WrappingMethod):
+    """LoRA, in a form of its own (`layer`), on the chosen linear layers of a model."""
 
-    def __init__(self, model: Module, targets: dict[str, Module], whole: dict[str, Module], config: LoraConfig) -> None:
-        self.owner = (model,)  # a tuple, so that the model's parameters are not listed twice
+    layers: dict[str, LoRALinear]
+
+    def __init__(self, model: Module, config: LoraConfig, layer: type[LoRALinear]) -> None:
+        targets, whole = config.matched(model)
         self.trains_base = config.bias != "none" or bool(whole)
-        self.layers: dict[str, LoRALinear] = {}
         rng = random.stream("init")
-        for name, linear in targets.items():
-            assert isinstance(linear, Linear)
-            self.layers[name] = LoRALinear(linear, config.at(name), rng)
-        for name, layer in self.layers.items():  # only now: a rank that does not fit leaves the model as it was
-            model.set_submodule(name, layer)
-            if config.bias == "lora_only" and layer.linear.bias is not None:
-                layer.linear.bias.requires_grad = True
+        super().__init__(model, {name: layer(linear, config.at(name), rng) for name, linear in targets.items()})
+        for wrapper in self.layers.values():
+            if config.bias == "lora_only" and wrapper.linear.bias is not None:
+                wrapper.linear.bias.requires_grad = True
         if config.bias == "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad |= name.endswith(".bias")
@@ -152,20 +145,4 @@ class LoraMethod(Method):
         """Skip the branches X A B, or not."""
         if not on and self.trains_base:
             raise UserError("LoRA with bias or modules_to_save trains the base's own weights: it cannot be had back.")
-        for layer in self.layers.values():
-            layer.enabled = on
-
-    def merge(self) -> None:
-        """Merge every layer."""
-        for layer in self.layers.values():
-            layer.merge()
-
-    def unmerge(self) -> None:
-        """Unmerge every layer."""
-        for layer in self.layers.values():
-            layer.unmerge()
-
-    def unload(self) -> None:
-        """Put the linear layers back, with the weights they have now."""
-        for name, layer in self.layers.items():
-            self.owner[0].set_submodule(name, layer.linear)
+        super().enable(on)

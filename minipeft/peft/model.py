@@ -1,125 +1,38 @@
-"""What all methods share: `PeftConfig`, `Method`, `PeftModel`, `get_peft_model`.
-
-A method of your own is one file: a config (a frozen dataclass over `PeftConfig`) whose `attach` changes the model and
-returns a `Method` that can undo it. Nothing here needs to know of it.
-"""
+"""What all methods share: `PeftModel`, a model with a method attached, or with several by turns; and `get_peft_model`."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from minipeft.autograd import Tensor
 from minipeft.autograd.tensor import grad_enabled
+from minipeft.backend import Array
 from minipeft.errors import UserError
-from minipeft.nn import Module, Parameter, Transformer
+from minipeft.nn import Module, Parameter
 from minipeft.peft import io
+from minipeft.peft.combine import combine
+from minipeft.peft.method import ParameterCount, PeftConfig
+from minipeft.peft.several import Adapters
 from minipeft.peft.targets import task_head
 
 
-@dataclass(frozen=True)
-class PeftConfig:
-    """The settings of a method. `peft_type` names it in files, `version` the algorithm that rebuilds it from them."""
+class PeftModel(Module):
+    """A model with a method attached: it is called as the model is.
 
-    peft_type: ClassVar[str] = ""
-    version: ClassVar[int] = 1
-
-    def attach(self, model: Module) -> Method:
-        """Change `model`, all of whose parameters are frozen, so that the method's own can be trained."""
-        raise NotImplementedError(f"{type(self).__name__} has no attach.")
-
-    def head_parameters(self, model: Module) -> list[Parameter]:
-        """The parameters of the task head to train beside the method's own: all of them, unless a method says otherwise."""
-        head = task_head(model)
-        return list(head.parameters()) if head is not None else []
-
-
-class Method(Module):
-    """What a config has done to a model, and how to switch it off, fold it in, and take it out again.
-
-    This base has nothing to merge and no way to be switched off; methods that add something override what they can do.
+    It may carry several adapters, one of which is active: the others' parameters are kept, and no part of `parameters()`.
+    Each has a head of its own.
     """
 
-    def run(self, model: Module, *inputs: Any, **options: Any) -> Tensor:
-        """The model's forward pass with the method in it."""
-        return model(*inputs, **options)
-
-    def enable(self, on: bool) -> None:
-        """Switch the method on or off; off, the model computes what the base does, to the last bit."""
-        raise UserError(f"{type(self).__name__} changes the model's own weights: there is no adapter to switch off.")
-
-    def cut(self, model: Transformer) -> int:
-        """The blocks below this index, and the embeddings, compute the same in every step; 0 when nobody can say."""
-        return 0
-
-    def merge(self) -> None:
-        """Fold the method into the weights; a second call changes nothing."""
-
-    def unmerge(self) -> None:
-        """Take it out of the weights again, exactly."""
-
-    def unload(self) -> None:
-        """Leave the model as a plain one again, with the weights it has now."""
-
-
-class OwnWeights(Method):
-    """A method that trains some of the model's own weights and adds nothing."""
-
-    def cut(self, model: Transformer) -> int:
-        """The index of the lowest block with a weight that is trained."""
-        trained = [any(p.requires_grad for p in part.parameters()) for part in (model.embed, *model.blocks)]
-        if True not in trained:
-            return len(model.blocks)
-        return max(0, trained.index(True) - 1)
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """How many parameters are trained, in the task head and by the method, and how many there are in all."""
-
-    head: int
-    method: int
-    total: int
-
-    @property
-    def trainable(self) -> int:
-        """Head and method together."""
-        return self.head + self.method
-
-    @property
-    def percent(self) -> float:
-        """Trainable parameters in percent of all."""
-        return 100 * self.trainable / self.total
-
-    def __str__(self) -> str:
-        return (
-            f"head {self.head:,} + method {self.method:,} = {self.trainable:,} trainable "
-            f"of {self.total:,} parameters ({self.percent:.3g} %)"
-        )
-
-
-class PeftModel(Module):
-    """A model with a method attached: it is called as the model is."""
-
-    def __init__(self, model: Module, config: PeftConfig) -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad = False
-            parameter.grad = None
-        dtype = next((parameter.dtype for parameter in model.parameters()), None)
+    def __init__(self, model: Module, config: PeftConfig, adapter_name: str = "default") -> None:
         self.base_shapes = io.base_shapes(model)
         self.model = model
-        self.config = config
-        self.method = config.attach(model)
         self.merged = False
         self.switched_off = False
-        for parameter in config.head_parameters(model):
-            parameter.requires_grad = True
-        for parameter in self.parameters():
-            if parameter.dtype != dtype:  # new ones are made as float32
-                parameter.data = parameter.data.astype(dtype)
+        self.adapters = Adapters(model, config, adapter_name)
+        self._show_active()
         vars(model)["carries_method"] = True
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
@@ -140,6 +53,8 @@ class PeftModel(Module):
             raise UserError("The method is merged into the weights; unmerge_adapter() first, or use save_pretrained().")
         return super().state_dict()
 
+    # ---- what is trained
+
     def trainable_parameters(self) -> dict[str, Parameter]:
         """The parameters that are trained, by name: those of the head, those of the method, and no others."""
         return {_base_name(name): p for name, p in self.named_parameters() if p.requires_grad}
@@ -149,8 +64,18 @@ class PeftModel(Module):
         named = ((_base_name(name), p) for name, p in self.named_parameters())
         return {name: p for name, p in named if p.requires_grad or self._in_head(name)}
 
+    def exported(self) -> tuple[PeftConfig, dict[str, Array]]:
+        """The settings and the arrays, by name, that `save_pretrained` writes; never merged ones.
+
+        Raises:
+            UserError: the adapter is switched off.
+        """
+        if self.switched_off:
+            raise UserError("The adapter is switched off: leave `with disable_adapter()` before saving it.")
+        return self.method.exported(self.config, {name: p.data for name, p in self.saved_parameters().items()})
+
     def count_parameters(self) -> ParameterCount:
-        """Exact counts; tied parameters count once."""
+        """Exact counts, of the active adapter alone; tied parameters count once."""
         trainable = self.trainable_parameters()
         head = sum(p.numel() for name, p in trainable.items() if self._in_head(name))
         total = sum(p.numel() for p in self.parameters())
@@ -163,8 +88,15 @@ class PeftModel(Module):
         """Print the counts: head + method = trainable of total (percent)."""
         print(self.count_parameters())
 
-    def merge_adapter(self) -> None:
-        """Fold the method into the weights: inference costs what the base's does. A second call changes nothing."""
+    # ---- merged, off, and away
+
+    def merge_adapter(self, adapter: str | None = None) -> None:
+        """Fold the active adapter, or the one named, into the weights: inference costs what the base's does.
+
+        A second call changes nothing. Raises UserError while another is merged.
+        """
+        if adapter not in (None, self.active_adapter):
+            self.set_adapter(str(adapter))
         self.method.merge()
         self.merged = True
 
@@ -205,21 +137,103 @@ class PeftModel(Module):
                 self.method.enable(True)
                 self.switched_off = False
 
+    # ---- several adapters
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the adapter that is in the model."""
+        return self.adapters.active
+
+    def add_adapter(self, name: str, config: PeftConfig) -> None:
+        """Add an adapter with a fresh head. The active one stays so; `set_adapter` makes the new one active.
+
+        Raises:
+            UserError: the name is taken; an adapter is merged; or the method of either trains the base's own weights, so
+                that the two cannot share a base.
+        """
+        with self._plain():
+            self.adapters.add(name, config)
+
+    def load_adapter(self, folder: str | Path, name: str) -> None:
+        """Add an adapter that `save_pretrained` wrote. Raises UserError as `from_pretrained` and `add_adapter` do."""
+        with self._plain():
+            saved = io.read(self.model, folder, _kinds())
+            self.adapters.add(name, saved.config)
+        before = self.active_adapter
+        self.set_adapter(name)
+        try:
+            io.load_weights(self, saved)
+        except UserError:
+            self.set_adapter(before)
+            self.delete_adapter(name)
+            raise
+        self.set_adapter(before)
+
+    def set_adapter(self, name: str) -> None:
+        """Make an adapter the active one, in milliseconds: nothing is read, and no weight of the base is copied.
+
+        Raises:
+            UserError: there is none of that name, or another is merged.
+        """
+        if self.adapters.find(name) is not self.adapters.find(self.active_adapter):
+            with self._plain():
+                self.adapters.active = name
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises UserError for the active one, and for a name that there is not."""
+        self.adapters.delete(name)
+
+    def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], name: str) -> None:
+        """Add the adapter whose ΔW is Σ wᵢ ΔWᵢ, exactly, see `combine.py`; its head is head₀ + Σ wᵢ (headᵢ - head₀).
+
+        Raises:
+            UserError: one of them is unknown or no LoRA, or their ranks add up to more than a layer can have.
+        """
+        with self._plain():
+            combine(self.adapters, adapters, weights, name)
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Inside, no adapter is in the model; afterwards the one that is active by then."""
+        if self.merged:
+            raise UserError(
+                f"The adapter {self.active_adapter!r} is merged into the weights: call unmerge_adapter() first. To have "
+                "two at once, combine them by add_weighted_adapter()."
+            )
+        if self.switched_off:
+            raise UserError("The adapter is switched off: leave `with disable_adapter()` first.")
+        try:
+            with self.adapters.plain():
+                yield
+        finally:
+            self._show_active()
+            for part in (self.model, self.method):  # those that were away have missed a train() or an eval()
+                part.train(self.model.training)
+
+    def _show_active(self) -> None:
+        slot = self.adapters.find(self.active_adapter)
+        self.config, self.method = slot.config, slot.method
+        dtype = next((p.dtype for p in self.adapters.base), None)
+        for p in self.parameters():
+            if p.dtype != dtype:  # new ones are made as float32
+                p.data = p.data.astype(dtype)
+
+    # ---- files
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write adapter_config.json and adapter_model.safetensors: the method and the head, see `io.py`."""
+        """Write adapter_config.json and adapter_model.safetensors: the active adapter and its head, see `io.py`."""
         io.save(self, folder)
 
     @classmethod
-    def from_pretrained(cls, model: Module, folder: str | Path) -> PeftModel:
+    def from_pretrained(cls, model: Module, folder: str | Path, adapter_name: str = "default") -> PeftModel:
         """Attach to `model` what `save_pretrained` wrote (for LoRA, also what Hugging Face PEFT wrote).
 
         Raises:
             UserError: the files are missing or damaged, or were made for another model. The model is as it was.
         """
         _refuse_second(model)
-        kinds = {kind.peft_type: kind for kind in _subclasses(PeftConfig) if kind.peft_type}
-        saved = io.read(model, folder, kinds)
-        peft = get_peft_model(model, saved.config)
+        saved = io.read(model, folder, _kinds())
+        peft = get_peft_model(model, saved.config, adapter_name)
         try:
             io.load_weights(peft, saved)
         except UserError:
@@ -228,12 +242,7 @@ class PeftModel(Module):
         return peft
 
 
-def _subclasses(kind: type[PeftConfig]) -> list[type[PeftConfig]]:
-    """Every config class there is, those of your own included."""
-    return [k for direct in kind.__subclasses__() for k in (direct, *_subclasses(direct))]
-
-
-def get_peft_model(model: Module, config: PeftConfig) -> PeftModel:
+def get_peft_model(model: Module, config: PeftConfig, adapter_name: str = "default") -> PeftModel:
     """Freeze `model`, attach the method of `config` to it, and set the method's parameters and the head to train.
 
     The model is changed in place. New parameters are drawn from the random stream "init".
@@ -242,12 +251,20 @@ def get_peft_model(model: Module, config: PeftConfig) -> PeftModel:
         UserError: the model carries a method already, or a setting does not fit it.
     """
     _refuse_second(model)
-    return PeftModel(model, config)
+    return PeftModel(model, config, adapter_name)
 
 
 def _refuse_second(model: Module) -> None:
     if isinstance(model, PeftModel) or vars(model).get("carries_method"):
-        raise UserError("This model carries a method already; call merge_and_unload() on it first.")
+        raise UserError("This model carries a method already: merge_and_unload() it first, or add_adapter() another.")
+
+
+def _kinds() -> dict[str, type[PeftConfig]]:
+    """Every config class by the name that it gives itself in files, those of your own included; the latest counts."""
+    kinds = [PeftConfig]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.peft_type: kind for kind in kinds if kind.peft_type and "peft_type" in vars(kind)}
 
 
 def _base_name(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter, Transformer
-from minipeft.peft.model import Method, OwnWeights, PeftConfig
+from minipeft.peft.method import Method, OwnWeights, PeftConfig
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,20 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "intrinsic": ("Intrinsic dimension", "d"),
     "head": ("Head only", ""),
 }
+# Further families, shown after these by name.
+OTHERS: Mapping[str, tuple[str, str]] = {
+    "bitfit": ("BitFit", ""),
+    "dora": ("DoRA", "r"),
+    "ia3": ("(IA)³", ""),
+    "loraplus": ("LoRA+", "r"),
+    "pissa": ("PiSSA", "r"),
+    "prefix": ("Prefix tuning", "n"),
+    "prompt": ("Prompt tuning", "n"),
+    "vera": ("VeRA", "r"),
+}
 
 Curve = tuple[tuple[int, float], ...]
+Norms = tuple[tuple[str, float], ...]
 T = TypeVar("T")
 
 
@@ -34,6 +46,7 @@ class Row:
     method: str
     setting: str
     seed: int
+    lr: float
     trainable_params: int
     trainable_percent: float
     method_params: int
@@ -54,10 +67,11 @@ class Row:
     optimizer_mb: float
     saved_mb: float
     loss_curve: Curve  # (step, training loss) pairs, steps ascending
+    gradient_norms: Norms  # (layer, length of the gradient at the first step), from the words up
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve"))
+MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve", "gradient_norms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,7 @@ class Summary:
     mean: Mapping[str, float]
     sd: Mapping[str, float]  # sample standard deviation (n - 1); nan for one seed: a spread nobody has seen
     curves: tuple[Curve, ...]  # one a seed
+    gradients: Mapping[str, float]  # layer -> mean length of the gradient at the first step
 
     @property
     def family(self) -> str:
@@ -79,7 +94,7 @@ class Summary:
     @property
     def setting_label(self) -> str:
         """The setting as the lecture writes it: "r=8", "K=1", "d=1000, dense"; empty where there is none."""
-        symbol = FAMILIES.get(self.method, ("", ""))[1]
+        symbol = {**FAMILIES, **OTHERS}.get(self.method, ("", ""))[1]
         label = self.setting.replace(":", ", ")
         return f"{symbol}={label}" if symbol and label else label
 
@@ -96,7 +111,7 @@ class Summary:
 
 def family_name(method: str) -> str:
     """The display name of a method's family; an unknown family keeps its own."""
-    return FAMILIES.get(method, (method, ""))[0]
+    return {**FAMILIES, **OTHERS}.get(method, (method, ""))[0]
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -117,7 +132,9 @@ def _summary(group: list[Row]) -> Summary:
     mean = {name: math.fsum(xs) / len(xs) for name, xs in columns.items()}
     sd = {name: _sd(xs, mean[name]) for name, xs in columns.items()}
     curves = tuple(row.loss_curve for row in group)
-    return Summary(group[0].method, group[0].setting, len(group), mean, sd, curves)
+    norms = [dict(row.gradient_norms) for row in group]
+    gradients = {layer: math.fsum(n.get(layer, math.nan) for n in norms) / len(norms) for layer in norms[0]}
+    return Summary(group[0].method, group[0].setting, len(group), mean, sd, curves, gradients)
 
 
 def _sd(xs: list[float], mean: float) -> float:
@@ -207,6 +224,12 @@ def _curve(text: str) -> Curve:
     return _checked(curve, all(a < b for (a, _), (b, _) in pairwise(curve)))
 
 
+def _norms(text: str) -> Norms:
+    pairs = [pair.rpartition(":") for pair in text.split(";") if pair.strip()]
+    norms = tuple((_name(layer), _loss(norm)) for layer, _, norm in pairs)
+    return _checked(norms, len(dict(norms)) == len(norms))
+
+
 def _checked(value: T, holds: bool) -> T:
     if not holds:
         raise ValueError
@@ -218,6 +241,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "int": ("a whole number of 0 or more", _count),
     "float": ("a finite number of 0 or more", _measure),
     "Curve": ("step:loss pairs joined by ';' with ascending steps", _curve),
+    "Norms": ("layer:norm pairs joined by ';', each layer once", _norms),
 }
 _PARSERS = {field.name: _KINDS[str(field.type)] for field in fields(Row)} | {
     "method": ("the name of a method", _name),

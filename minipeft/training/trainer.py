@@ -17,9 +17,10 @@ from minipeft.autograd import Tensor, functional
 from minipeft.backend import Array, active, random
 from minipeft.backend.workers import Workers
 from minipeft.data import Batch, TrainingSet
-from minipeft.errors import UserError, unknown
+from minipeft.errors import Diverged, UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_factor
+from minipeft.peft import PeftModel
 from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
@@ -97,7 +98,8 @@ class Trainer:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
         self.workers = active().useful_workers(config.workers)
-        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        rates = model.method.rates() if isinstance(model, PeftModel) else None
+        self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.gradients = ShardedGradients(model, self.optimizer.flat, self.workers)
         self.steps_per_epoch = -(-len(dataset) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
@@ -129,7 +131,8 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state after the last whole step is in the checkpoint.
-            UserError: the checkpoint is damaged or of another run; or the loss is not finite.
+            UserError: the checkpoint is damaged or of another run.
+            Diverged: the loss, or a number of the optimizer's, is not finite.
         """
         self.run_record["seed"] = random.root()
         step, result = self._resume()
@@ -191,7 +194,7 @@ class Trainer:
         result.losses += active().to_numpy(active().xp.stack(losses)).tolist()  # one wait for all
         losses.clear()
         if not result.losses[-1] < float("inf"):  # also catches NaN
-            raise UserError(
+            raise Diverged(
                 f"The loss is {result.losses[-1]} at step {step}: training diverged. Lower the learning rate."
             )
 

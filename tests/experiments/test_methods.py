@@ -4,7 +4,22 @@ import pytest
 
 from minipeft.errors import UserError
 from minipeft.experiments.methods import FAMILIES, parse_method, parse_methods
-from minipeft.peft import AdapterConfig, FullConfig, HeadConfig, IntrinsicConfig, LoraConfig, TopKConfig
+from minipeft.peft import (
+    AdapterConfig,
+    BitFitConfig,
+    DoraConfig,
+    FullConfig,
+    HeadConfig,
+    IA3Config,
+    IntrinsicConfig,
+    LoraConfig,
+    LoraPlusConfig,
+    PissaConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TopKConfig,
+    VeraConfig,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +33,14 @@ from minipeft.peft import AdapterConfig, FullConfig, HeadConfig, IntrinsicConfig
         ("lora:8", LoraConfig(8, lora_alpha=16)),
         ("lora:4:q_proj+k_proj", LoraConfig(4, lora_alpha=8, target_modules=("q_proj", "k_proj"))),
         ("lora:4:all-linear", LoraConfig(4, lora_alpha=8, target_modules="all-linear")),
+        ("bitfit", BitFitConfig()),
+        ("ia3", IA3Config()),
+        ("prompt:20", PromptTuningConfig(20)),
+        ("prefix:5", PrefixTuningConfig(5)),
+        ("dora:4", DoraConfig(4, lora_alpha=8)),
+        ("pissa:4:all-linear", PissaConfig(4, lora_alpha=8, target_modules="all-linear")),
+        ("loraplus:8:q_proj", LoraPlusConfig(8, lora_alpha=16, target_modules=("q_proj",))),
+        ("vera:256", VeraConfig(256)),
         ("intrinsic:500", IntrinsicConfig(500)),
         ("intrinsic:500:sparse:said", IntrinsicConfig(500, projection="sparse", structure_aware=True)),
     ],
@@ -35,6 +58,8 @@ def test_a_method_becomes_its_config(text, config):
         ("loar:8", "Did you mean 'lora'"),
         ("lora", "r, the rank"),
         ("lora:x", "'x'"),
+        ("vera:0", "rank of VeRA"),
+        ("prompt:0", "1 row or more"),
         ("lora:0", "rank of LoRA is 1 or more"),
         ("lora:-1", "rank of LoRA is 1 or more"),
         ("adapter:16:middle", "does not know the word 'middle'"),

@@ -9,12 +9,20 @@ from minipeft.models import GPT2, Bert, Llama
 from minipeft.models.pretrained import Pretrained
 from minipeft.peft import (
     AdapterConfig,
+    BitFitConfig,
+    DoraConfig,
     FullConfig,
     HeadConfig,
+    IA3Config,
     IntrinsicConfig,
     LoraConfig,
+    LoraPlusConfig,
     PeftConfig,
+    PissaConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     TopKConfig,
+    VeraConfig,
 )
 
 D, LAYERS, VOCAB, LABELS = 16, 3, 40, ("a", "b", "c")
@@ -68,7 +76,20 @@ METHODS: dict[str, PeftConfig] = {
     "lora-bias": LoraConfig(r=3, target_modules=("blocks.1.q_proj", "down_proj"), bias="all"),
     "intrinsic": IntrinsicConfig(d=50),
     "said": IntrinsicConfig(d=90, projection="sparse", structure_aware=True),
+    "bitfit": BitFitConfig(),
+    "ia3": IA3Config(),
+    "prompt": PromptTuningConfig(3),
+    "prefix": PrefixTuningConfig(3),
+    "dora": DoraConfig(r=2, lora_alpha=5),
+    "vera": VeraConfig(r=6, target_modules=("q_proj", "down_proj")),
+    "loraplus": LoraPlusConfig(r=2, lora_alpha=5),
+    "pissa": PissaConfig(r=2, lora_alpha=5),
 }
+
+
+def fits(family: str, method: str) -> bool:
+    """Whether a family has what a method trains: a Llama has no biases."""
+    return (family, method) != ("llama", "bitfit")
 
 
 def build(family: str, task: str = "classification", seed: int = 0) -> Pretrained:

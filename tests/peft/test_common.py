@@ -32,13 +32,21 @@ from minipeft.autograd import gradcheck
 from minipeft.optim import AdamW
 from minipeft.peft import (
     AdapterConfig,
+    BitFitConfig,
+    DoraConfig,
     FullConfig,
     HeadConfig,
+    IA3Config,
     IntrinsicConfig,
     LoraConfig,
+    LoraPlusConfig,
     PeftConfig,
     PeftModel,
+    PissaConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     TopKConfig,
+    VeraConfig,
     get_peft_model,
 )
 
@@ -57,12 +65,19 @@ class Case:
     head: int = HEAD
     merges: bool = False
     switches: bool = False  # disable_adapter works
+    starts_exact: bool = True  # step 0 is the base
+    whole_gradient: bool = True  # nothing is held constant on purpose
 
 
 def lora(r: int = R, per_rank: int = LAYERS * 2 * (D + D), biases: int = 0, **settings: object) -> Case:
     """LoRA adds r(in + out) parameters a target."""
     config = LoraConfig(r=r, lora_alpha=3, **settings)
     return Case(config, r * per_rank + biases, r * per_rank, merges=True, switches=biases == 0)
+
+
+def added(config: PeftConfig, trained: int, **more: bool) -> Case:
+    """A method that adds what it trains, and merges and switches unless said otherwise."""
+    return Case(config, trained, trained, **{"merges": True, "switches": True, **more})
 
 
 def adapter(count: int, norms: int = 0, **settings: object) -> Case:
@@ -101,6 +116,23 @@ CASES = {
     "said-dense": intrinsic(projection="dense", structure_aware=True),
     "said-sparse": intrinsic(projection="sparse", structure_aware=True),
     "said-fastfood": intrinsic(projection="fastfood", structure_aware=True),
+    "bitfit": Case(BitFitConfig(), ALL_BIASES, switches=True),
+    "bitfit-q-up": Case(BitFitConfig(("q_proj", "up_proj")), LAYERS * (D + FF), switches=True),
+    "ia3": added(IA3Config(), LAYERS * (2 * D + FF)),
+    "ia3-q": added(IA3Config(("blocks.1.q_proj",), ()), D),
+    "prompt": added(PromptTuningConfig(3), 3 * D, merges=False, starts_exact=False),
+    "prompt-random": added(PromptTuningConfig(2, init="random"), 2 * D, merges=False, starts_exact=False),
+    "prefix": added(PrefixTuningConfig(3), 2 * LAYERS * 3 * D, merges=False, starts_exact=False),
+    "dora": added(DoraConfig(r=R, lora_alpha=3), LAYERS * 2 * (R * 2 * D + D), whole_gradient=False),
+    "dora-everywhere": added(
+        DoraConfig(r=1, target_modules="all-linear", use_rslora=True),
+        LAYERS * (4 * 2 * D + 2 * (D + FF) + 5 * D + FF),
+        whole_gradient=False,
+    ),
+    "vera": added(VeraConfig(r=7), LAYERS * 2 * (7 + D)),
+    "vera-up-down": added(VeraConfig(r=5, target_modules=("up_proj", "down_proj")), LAYERS * (2 * 5 + FF + D)),
+    "loraplus": added(LoraPlusConfig(r=R), R * LAYERS * 2 * 2 * D),
+    "pissa": added(PissaConfig(r=R, lora_alpha=3), R * LAYERS * 2 * 2 * D),
 }
 ADDING = {name: case for name, case in CASES.items() if case.added}
 
@@ -162,7 +194,7 @@ def test_pitfall_tied_parameters_counted_twice() -> None:
 # ---- the start
 
 
-@every_method
+@each({name: case for name, case in CASES.items() if case.starts_exact})
 def test_at_step_0_the_logits_are_the_bases_exactly(case: Case) -> None:
     before = logits(tiny_model())
     m = get_peft_model(tiny_model(), case.config)
@@ -390,13 +422,13 @@ def test_merge_and_unload_gives_the_plain_model_with_the_same_logits(case: Case)
     assert np.array_equal(logits(again), logits(plain))
 
 
-@each({name: case for name, case in CASES.items() if name.startswith("adapter")})
-def test_an_adapter_says_that_it_cannot_be_merged_and_goes_on_working(case: Case) -> None:
+@each({name: case for name, case in ADDING.items() if not case.merges})
+def test_what_is_no_change_of_weights_says_that_it_cannot_be_merged_and_goes_on_working(case: Case) -> None:
     m = get_peft_model(tiny_model(), case.config)
     disturb(m)
     before = logits(m)
     for merge in (m.merge_adapter, m.merge_and_unload):
-        with pytest.raises(UserError, match="nonlinearity"):
+        with pytest.raises(UserError, match="cannot be merged"):
             merge()
     assert np.array_equal(logits(m), before)
     take_steps(m, 1)  # and may still be trained
@@ -425,7 +457,7 @@ def test_a_float64_model_gets_float64_parameters(case: Case) -> None:
     take_steps(m, 2)
 
 
-@every_adding_method
+@each({name: case for name, case in ADDING.items() if case.whole_gradient})
 def test_the_gradient_of_the_branch_agrees_with_finite_differences(case: Case) -> None:
     m = get_peft_model(tiny_model(layers=2 if DIM < 38 else LAYERS), case.config).astype("float64")
     disturb(m)

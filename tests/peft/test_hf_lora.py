@@ -11,7 +11,7 @@ from tiny import disturb
 
 import minipeft as mp
 from minipeft.errors import UserError
-from minipeft.peft import LoraConfig, PeftModel, get_peft_model
+from minipeft.peft import DoraConfig, LoraConfig, PeftModel, PissaConfig, get_peft_model
 
 pytestmark = [
     pytest.mark.numpy_only,  # compares files with torch's
@@ -38,6 +38,8 @@ VARIANTS = {
     "biases of targets": LoraConfig(r=2, bias="lora_only"),
     "all biases": LoraConfig(r=2, bias="all"),
     "norms": LoraConfig(r=2, modules_to_save=("attn_norm", "blocks.2.mlp_norm")),
+    "dora": DoraConfig(r=3, lora_alpha=7),
+    "dora everywhere": DoraConfig(r=2, target_modules="all-linear", use_rslora=True, bias="lora_only"),
 }
 
 
@@ -90,6 +92,7 @@ def test_ours_in_peft_and_back(family, task, variant, bases, tmp_path, torch):
     again = PeftModel.from_pretrained(build(family, task), tmp_path / "lora")
     assert np.array_equal(logits(again), ours)  # to the bit
     assert again.trainable_parameters().keys() == m.trainable_parameters().keys()
+    assert type(again.config) is type(m.config)
     assert {n: l.scale for n, l in again.method.layers.items()} == {n: l.scale for n, l in m.method.layers.items()}
     for field in ("lora_dropout", "init", "use_rslora", "bias"):
         assert getattr(again.config, field) == getattr(m.config, field)
@@ -107,7 +110,7 @@ def test_without_a_head(family, task, bases, tmp_path, torch):
     np.testing.assert_allclose(logits(m), their_logits(theirs, torch), atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["plain", "rslora", "patterns"])
+@pytest.mark.parametrize("variant", ["plain", "rslora", "patterns", "dora"])
 @pytest.mark.parametrize(("family", "task"), pairs())
 def test_merged_too(family, task, variant, bases, tmp_path, torch):
     """Merged and unloaded on either side: plain models with the same logits; a merged one saves what it merged."""
@@ -144,13 +147,14 @@ def options(family, name):
         },
         "biases of targets": {"bias": "lora_only"},
         "all biases": {"bias": "all"},
+        "dora": {"use_dora": True, "target_modules": TARGETS[family] + OTHER[family]},
         "norms": {"modules_to_save": {"bert": ["LayerNorm"], "gpt2": ["ln_1", "ln_f"], "llama": ["norm"]}[family]},
     }
     return every[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "rslora", "as a regex", "patterns", "biases of targets", "all biases", "norms"]
+    "name", ["plain", "rslora", "as a regex", "patterns", "biases of targets", "all biases", "norms", "dora"]
 )
 @pytest.mark.parametrize(("family", "task"), pairs())
 def test_what_peft_saves_loads_here(family, task, name, bases, tmp_path, torch):
@@ -200,7 +204,8 @@ def change(folder, fields):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"use_dora": True}, "use_dora=True"),
+        ({"use_dora": True}, "use_dora=True does not fit"),
+        ({"use_qalora": True}, "use_qalora=True"),
         ({"layers_to_transform": [1]}, r"layers_to_transform=\[1\]"),
         ({"exclude_modules": "x", "lora_bias": True}, "exclude_modules='x', lora_bias=True"),
         ({"a_field_of_the_future": 1}, "a_field_of_the_future=1"),
@@ -312,3 +317,20 @@ def test_the_patterns_set_rank_and_scale():
         f"blocks.{i}.up_proj": 3 for i in range(3)
     }
     assert [layers[n].scale for n in ("blocks.0.o_proj", "blocks.1.o_proj", "blocks.0.up_proj")] == [9 / 2, 9 / 4, 1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "rank_pattern": {"k_proj": 1}}], ids=str)
+@pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("gpt2", "causal-lm")])
+def test_pissa_is_saved_as_lora_of_rank_2r_for_the_original_base(family, task, settings, bases, tmp_path, torch):
+    """Nobody has to decompose the base again, and PEFT knows of no PiSSA in the file."""
+    peft = pytest.importorskip("peft")
+    m = trained(family, task, PissaConfig(r=3, lora_alpha=4, target_modules=("k_proj", "down_proj"), **settings))
+    m.save_pretrained(tmp_path / "lora")
+    again = PeftModel.from_pretrained(build(family, task), tmp_path / "lora")
+    assert type(again.config) is LoraConfig
+    assert {n: l.A.shape[1] for n, l in again.method.layers.items()} == {
+        n: 2 * l.A.shape[1] for n, l in m.method.layers.items()
+    }
+    np.testing.assert_allclose(logits(again), logits(m), atol=1e-5)
+    theirs = peft.PeftModel.from_pretrained(transformers_model(bases(family, task), task), tmp_path / "lora").eval()
+    np.testing.assert_allclose(logits(m), their_logits(theirs, torch), atol=1e-5)

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from families import METHODS, build
+from families import METHODS, build, fits
 from folders import write_model
 from tiny import bits, disturb, tiny_model
 
@@ -118,9 +118,16 @@ def test_damaged_files_are_errors(base, tmp_path):
         PeftModel.from_pretrained(load(base), tmp_path)
 
 
+def own_names(method):
+    """PiSSA is saved as LoRA of rank 2r: the same change, in other parameters (test_pissa.py)."""
+    return method != "pissa"
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if own_names(name)])
 def test_every_method_comes_back_on_every_family(family, method, tmp_path):
+    if not fits(family, method):
+        pytest.skip("this family has nothing for it to train")
     m = get_peft_model(build(family), METHODS[method])
     disturb(m)
     m.save_pretrained(tmp_path)
@@ -131,7 +138,7 @@ def test_every_method_comes_back_on_every_family(family, method, tmp_path):
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if own_names(name)])
 def test_a_plain_transformer_keeps_its_own_names(method, tmp_path):
     m = get_peft_model(tiny_model(), METHODS[method])
     disturb(m)

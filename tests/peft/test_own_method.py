@@ -22,7 +22,7 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 class BitFitConfig(PeftConfig):
     """Train the biases and nothing else."""
 
-    peft_type: ClassVar[str] = "BITFIT"
+    peft_type: ClassVar[str] = "MY_BITFIT"
 
     def attach(self, model: Module) -> Method:
         for name, parameter in model.named_parameters():
