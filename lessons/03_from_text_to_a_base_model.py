@@ -112,8 +112,8 @@ for name, bits in marks.items():
 context = 64
 rows = PackedTokens(train, context)
 batch = rows.batch([0])
-print("inputs  ", repr(tokenizer.decode(batch.input_ids[0][:12])))
-print("targets ", repr(tokenizer.decode(batch.labels[0][:12])))
+for name, row in (("inputs ", batch.input_ids[0]), ("targets", batch.labels[0])):
+    print(name, "|".join(tokenizer.decode([i]).replace("\n", "↵") for i in row[:14]))
 
 model = fresh_model("llama", tokenizer, d_model=128, layers=4, heads=4, context=context)
 test = windows(held_out, context)
@@ -195,13 +195,16 @@ for temperature in (0.0, 0.7, 1.0):
     written[temperature] = generate(model, [PROMPT], Sampling(lesson.pick(50, 20), temperature))[0].text
     print(f"--- temperature {temperature}\n{PROMPT}{written[temperature]}\n")
 words = set(text.split())
-known = {t: np.mean([word in words for word in made.split()]) for t, made in (("before", before), *written.items())}
+known = {
+    t: np.mean([word in words for word in made.split()] or [0]) for t, made in (("before", before), *written.items())
+}
 print("words that the corpus has:", ", ".join(f"{t}: {100 * share:.0f} %" for t, share in known.items()))
 
 # %% [markdown]
 # This is a **base model**: it goes on in the manner of its text, and that is all. Asked a question, it writes more text
 # like it. What makes it answer comes after: instruction tuning (`minipeft train lora:8 --task instruct ...`).
-#
+
+# %% [markdown]
 # ## What we found
 #
 # Each claim is checked on what was just computed.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from minipeft import cli_instruct, cli_lab, cli_language, cli_prompting
+from minipeft import cli_instruct, cli_lab, cli_language, cli_prompting, cli_study
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -68,6 +68,9 @@ def compare(
     lr: Annotated[
         str, typer.Option(help="Learning rates by family, in place of the built-in: lora=2e-3,full=3e-5.")
     ] = "",
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Search every method's learning rate first, on the validation rows.")
+    ] = False,
     backend: Annotated[
         str, typer.Option(help="Where to compute: numpy, numba (extra fast) or cupy (extra gpu).")
     ] = "numpy",
@@ -88,12 +91,15 @@ def compare(
 
     **Counted** from the shapes of that batch's matrix products: forward_gflop, backward_gflop; and parameters, exactly.
 
+    **Searched** with --tune: each method is first trained once at each of six rates, 3e-5 to 1e-2, and keeps the one
+    that is best on the validation rows; tuning.jsonl and the report say what was tried.
+
     Example: `minipeft compare --task tweets --methods full,lora:1,lora:8,topk:2 --seeds 3 --out runs/tweets`
 
     Example: `minipeft compare --model smollm2 --task lm:my.txt --methods full,topk:2,adapter:16,lora:8,intrinsic:1000`
     """
     from minipeft.backend.workers import default_workers
-    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.cell import Settings
     from minipeft.experiments.compare import compare as run
     from minipeft.experiments.methods import parse_methods
     from minipeft.report.live import LiveTable, results_table
@@ -101,13 +107,15 @@ def compare(
     from minipeft.report.plots import draw_all
     from minipeft.report.summary import read_results, summarise
 
+    if tune and lr:
+        raise UserError("--tune finds the learning rates itself: leave out --lr, or --tune.")
     specs = parse_methods(methods, _learning_rates(lr))
     count = default_workers() if workers is None else workers
     settings = Settings(model, task, train_size, test_size, epochs, batch_size, max_length, backend, count)
     folder = out_folder or Path("runs") / f"{Path(model).name}-{Path(task.replace(':', '-')).stem}"
     try:
         with LiveTable(err, specs, seeds) as live:
-            results = run(settings, specs, seeds, folder, live.update)
+            results = run(settings, specs, seeds, folder, live.update, tune)
     except KeyboardInterrupt:
         err.print(f"Stopped. Everything so far is in {folder}: run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -149,7 +157,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from minipeft.backend.workers import default_workers
-    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.cell import Settings
     from minipeft.experiments.methods import parse_method
     from minipeft.experiments.single import ADAPTER, train_one
 
@@ -283,6 +291,7 @@ for command in (
     cli_instruct.instruct,
     cli_prompting.prompt,
     cli_prompting.prompt_vs_finetune,
+    cli_study.study,
 ):
     app.command()(command)
 app.add_typer(cli_lab.app, name="lab")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from minipeft.errors import UserError
 
 if TYPE_CHECKING:
-    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.cell import Settings
     from minipeft.experiments.methods import MethodSpec
 
 out, err = Console(), Console(stderr=True)
@@ -53,7 +53,8 @@ def instruct(
     if count < 1:
         raise UserError(f"--count {count}: 1 row or more.")
     if teacher is None:
-        rows = load_instructions("" if tasks == "all" else tasks).train[:count]
+        with err.status("Reading the labelled sets ..."):
+            rows = load_instructions("" if tasks == "all" else tasks).train[:count]
         write_instructions(out_file, rows)
         out.print(f"{len(rows)} rows in {out_file}", highlight=False, soft_wrap=True)
         return

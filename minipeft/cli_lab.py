@@ -135,7 +135,7 @@ def grade(
     lab = _lab_of(submissions, number, labs)
     reports = []
     for submission in track(submissions, "Grading", console=err, disable=not err.is_terminal):
-        reports.append(run(lab, submission, on_task=lambda task: None))
+        reports.append(run(lab, submission))
     if csv_file:
         atomic_write(csv_file, course_csv(reports))
         for report in reports:

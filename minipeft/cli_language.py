@@ -97,6 +97,9 @@ def pretrain(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     dropout: Annotated[float, typer.Option(help="In training, with the style gpt2.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the start and of the order of the windows.")] = 0,
+    keep: Annotated[
+        int, typer.Option(help="Also keep the model at so many earlier steps (1/2, 1/4, ... of all), in OUT/kept.")
+    ] = 0,
     backend: Annotated[str, typer.Option(help="Where to compute: numpy, numba or cupy.")] = "numpy",
     workers: Annotated[
         int | None, typer.Option(help="Processes that share each batch; one a processor, at most 4, when left out.")
@@ -146,7 +149,7 @@ def pretrain(
                         highlight=False,
                     )
 
-            row = run(settings, out_folder, show)
+            row = run(settings, out_folder, show, keep)
     except KeyboardInterrupt:
         err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(130) from None

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):
+    """Training ran off to a loss that is not finite."""
+
+
 def unknown(what: str, given: object, known: Iterable[str], hint: str = "") -> UserError:
     """An error for a name that is not among the known ones; it suggests the nearest of them."""
     names = sorted(known)

@@ -70,7 +70,7 @@ def test_train_and_evaluate_agree(run, world):
     assert trained in out
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "fetch", "doctor"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "fetch", "doctor", "study"])
 def test_help_has_an_example(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0
@@ -105,6 +105,7 @@ MISTAKES = [
     (["--train-size", 0], "from 1 to"),
     (["--epochs", 0], "epochs ≥ 1"),
     (["--seeds", 0], "1 seed or more"),
+    (["--tune", "--lr", "full=1e-3"], "leave out --lr"),
 ]
 
 
@@ -195,7 +196,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(run, sm
 
 
 def test_an_interrupt_says_how_to_go_on(run, small, monkeypatch):
-    monkeypatch.setattr("minipeft.experiments.compare._run_cell", lambda *a: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("minipeft.experiments.compare.run_cell", lambda *a: signal.raise_signal(signal.SIGINT))
     status, _, err = run(*small, "--methods", "full", "--out", "run")
     assert status == 130
     assert "run the same command again" in err

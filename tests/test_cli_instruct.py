@@ -93,7 +93,7 @@ def test_instruct_lets_a_teacher_answer(run, tmp_path, monkeypatch):
         (["instruct", "a.jsonl", "--teacher", "model", "--about", "no.txt"], "no.txt cannot be read"),
         ([*TRAIN, "--task", "instruct:bad.jsonl"], "bad.jsonl, line 2: no 'output'; fields found"),
         ([*TRAIN, "--task", "instruct:empty.jsonl"], "empty.jsonl is empty"),
-        ([*TRAIN, "--task", "instruct:rows.jsonl", "--max-length", 60], "this model reads at most 48"),
+        ([*TRAIN, "--task", "instruct:long.jsonl", "--max-length", 60], "this model reads at most 48"),
         ([*TRAIN, "--task", "instruct:rows.jsonl", "--max-length", 20], "have more than 20 tokens"),
         ([*TRAIN, "--task", "lm:empty.jsonl"], "is empty: it has no text to learn from"),
     ],
@@ -103,6 +103,7 @@ def test_a_mistake_is_one_clear_line(run, tmp_path, arguments, says):
         '{"instruction": "a", "input": "", "output": "b"}\n{"instruction": "a", "input": ""}\n'
     )
     (tmp_path / "empty.jsonl").write_text("")
+    write_instructions(tmp_path / "long.jsonl", [Instruction("say:", f"{n} " + "cat " * 40, "cat") for n in range(50)])
     status, _, err = run(*arguments)
     assert status == 1
     assert says in err

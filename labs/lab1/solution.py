@@ -21,18 +21,16 @@ def matmul_vjp(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
     """
     ### BEGIN SOLUTION 1: return dL/da and dL/db of a @ b
     da = g @ np.swapaxes(b, -1, -2)
-    if b.ndim == 2:
-        db = a.reshape(-1, a.shape[-1]).T @ g.reshape(-1, g.shape[-1])
-    else:
-        db = np.swapaxes(a, -1, -2) @ g
-    return da, db
+    if b.ndim == 2:  # every row of a has used it
+        return da, a.reshape(-1, a.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+    return da, np.swapaxes(a, -1, -2) @ g
     ### END SOLUTION
 
 
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Task 2. The gradient of an input of `shape` that was broadcast to g.shape: sum g over every axis that was repeated.
 
-    An axis was repeated if `shape` does not have it (NumPy adds axes on the left), or has it with length 1 where g has more.
+    An axis was repeated if `shape` does not have it (NumPy adds axes on the left), or has it with length 1 where g has not.
     """
     ### BEGIN SOLUTION 2: sum g over the repeated axes
     if g.ndim > len(shape):

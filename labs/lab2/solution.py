@@ -1,8 +1,8 @@
 """Lab 2: attention and the transformer block. Read handout.md first.
 
 You write with Tensors of minipeft: `+ - * / @`, `x.mT` (the last two axes exchanged), `x.reshape(...)`, `x.swapaxes(i, j)`,
-`x.sum(axis, keepdims)`, `x.mean(axis, keepdims)`, `x.sqrt()`; and `functional.softmax` and `functional.gelu`. Gradients come
-by themselves. A NumPy array among Tensors is a constant.
+`x.sum(axis, keepdims)`, `x.mean(axis, keepdims)`, `x.sqrt()`; and `functional.softmax` and `functional.gelu`. The gradients
+come by themselves. A NumPy array among Tensors is a constant.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from minipeft import Tensor, functional
 from minipeft.nn import Linear, Module
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: np.ndarray | None = None, causal: bool = False
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: np.ndarray | None = None, causal: bool = False) -> Tensor:
     """Task 1. softmax(Q Kᵀ / √d_h) V: three times (batch, heads, seq, d_h) -> (batch, heads, seq, d_h).
 
     Args:
@@ -64,9 +62,9 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Task 3. x̂ ⊙ weight + bias, x̂ = (x - mean) / √(var + eps), mean and variance along the last axis: (..., d) -> (..., d).
+    """Task 3. x̂ ⊙ weight + bias, x̂ = (x - mean) / √(var + eps): (..., d) -> (..., d).
 
-    The variance is the mean of the squared distances from the mean (divide by d, not by d - 1).
+    Mean and variance are those along the last axis; the variance divides by d, not by d - 1.
     """
     ### BEGIN SOLUTION 3: normalise along the last axis, then scale and shift
     centred = x - x.mean(axis=-1, keepdims=True)

@@ -128,7 +128,9 @@ def test_merging_leaves_A_and_B(lab, mp):
 
 @task(4)
 def test_the_count_of_the_paper(lab):
-    same(lab.count_lora([(768, 768)] * 24, r=8), 294_912, "RoBERTa-base, 24 matrices, r = 8 (arXiv 2106.09685, table 2)")
+    same(
+        lab.count_lora([(768, 768)] * 24, r=8), 294_912, "RoBERTa-base, 24 matrices, r = 8 (arXiv 2106.09685, table 2)"
+    )
     same(lab.count_lora([(384, 1536), (1536, 384)], r=3), 11_520, "in and out may differ")
     same(lab.count_lora([], r=3), 0, "no weights, no parameters")
 

@@ -81,7 +81,7 @@ def add_adapters(model: Transformer, R: int, seed: int) -> None:
 
 
 def train_top(model: Transformer, k: int) -> None:
-    """Task 2. Train the top k blocks (the last ones), `model.final_norm` where there is one, and `model.head`; freeze the rest.
+    """Task 2. Train the last k blocks, `model.final_norm` where there is one, and `model.head`; freeze the rest.
 
     k = 0 trains the head (and the final norm) alone. It works again and again on one model: each call stands for itself.
 

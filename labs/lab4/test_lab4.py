@@ -55,7 +55,10 @@ def test_the_last_blocks_are_trained(lab, mp):
     lab.train_top(model, 1)
     names = trained(model)
     that(any(name.startswith("blocks.3.") for name in names), "the top block is the last one, blocks.3")
-    that(not any(name.startswith(("blocks.0", "blocks.1", "blocks.2", "embed")) for name in names), "the others are frozen")
+    that(
+        not any(name.startswith(("blocks.0", "blocks.1", "blocks.2", "embed")) for name in names),
+        "the others are frozen",
+    )
     same([name for name in names if name.startswith("head")], HEAD, "the head is always trained")
 
 
@@ -112,5 +115,8 @@ def reference():
     model = model_of(minipeft)
     ids, labels = batch()
     minipeft.functional.cross_entropy(model(ids), labels).backward()
-    parts = [model.embed, *model.blocks, model.head]
-    return [sum(float((p.grad.astype("float64") ** 2).sum()) for p in part.parameters() if p.grad is not None) ** 0.5 for part in parts]
+    norms = []
+    for part in [model.embed, *model.blocks, model.head]:
+        squares = [float((p.grad.astype("float64") ** 2).sum()) for p in part.parameters() if p.grad is not None]
+        norms.append(sum(squares) ** 0.5)
+    return norms

@@ -1,6 +1,6 @@
 """The hidden tests of lab 5."""
 
-from minipeft.labs.kit import close, draw, held, refuses, same, task, value, zeros
+from minipeft.labs.kit import array, close, draw, held, refuses, same, task, value, zeros
 
 
 def hadamard_matrix(n):
@@ -20,9 +20,10 @@ def test_many_shapes(lab):
     arrays, M, x = [draw(*s, seed=30 + i) for i, s in enumerate(shapes)], draw(3, 20, seed=35), draw(3, seed=36)
     got, change, start = lab.to_weights(arrays, x, M), x @ M, 0
     same(len(got), 4, "as many arrays as in theta_0")
-    for array, weight in zip(arrays, got, strict=True):
-        close(weight, array + change[start : start + array.size].reshape(array.shape), f"the piece of shape {array.shape}")
-        start += array.size
+    for given, weight in zip(arrays, got, strict=True):
+        piece = change[start : start + given.size].reshape(given.shape)
+        close(weight, given + piece, f"the piece of shape {given.shape}")
+        start += given.size
 
 
 @task(1)
@@ -31,7 +32,11 @@ def test_theta_0_does_not_move(lab):
     theta_0 = [held(lab, a), held(lab, b)]
     got = lab.to_weights(theta_0, x, M)
     close(got[1], b + (x @ M)[4:], "θ₀ + θ_d M")
-    same([value(theta_0[0]).tolist(), value(theta_0[1]).tolist()], [a.tolist(), b.tolist()], "θ₀ must not be written into")
+    same(
+        [value(theta_0[0]).tolist(), value(theta_0[1]).tolist()],
+        [a.tolist(), b.tolist()],
+        "θ₀ must not be written into",
+    )
 
 
 @task(1)
@@ -132,7 +137,7 @@ def test_d90_at_the_edges(lab):
 @task(4)
 def test_strengths_of_one_and_zero(lab):
     arrays, M, x = [draw(2, seed=72), draw(1, 3, seed=73)], draw(2, 5, seed=74), draw(2, seed=75)
-    got = lab.structure_aware(arrays, x, zeros(2) + [1.0, 0.0], M)
+    got = lab.structure_aware(arrays, x, array([1.0, 0.0]), M)
     close(got[0], arrays[0] + (x @ M)[:2], "a strength of 1 is the plain form")
     close(got[1], arrays[1], "a strength of 0 leaves the array at θ₀")
 

@@ -1,12 +1,12 @@
 """The public tests of lab 5: `minipeft lab check .`, or `pytest`, or `pytest -m lab5_2` for task 2 alone."""
 
-from minipeft.labs.kit import close, draw, refuses, same, task, zeros
+from minipeft.labs.kit import array, close, draw, refuses, same, task, zeros
 
 
 @task(1)
 def test_two_arrays(lab):
     a, b, M = draw(2, 3, seed=1), draw(4, seed=2), draw(2, 10, seed=3)
-    got = lab.to_weights([a, b], zeros(2) + [1.0, -2.0], M)
+    got = lab.to_weights([a, b], array([1.0, -2.0]), M)
     change = M[0] - 2 * M[1]
     close(got[0], a + change[:6].reshape(2, 3), "the first 6 numbers of θ_d M belong to the first array, row by row")
     close(got[1], b + change[6:], "and the next 4 to the second")
@@ -27,7 +27,7 @@ def test_the_gradient(lab):
 
 @task(2)
 def test_hadamard_of_four(lab):
-    H = zeros(4, 4) + [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+    H = array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
     x = draw(3, 4, seed=9)
     close(lab.hadamard(x), x @ H, "H_4, along the last axis")
 
@@ -43,7 +43,12 @@ def test_forward_and_backward_belong_together(lab):
     x, g = draw(5, seed=10), draw(21, seed=11)
     y, back = M.forward(x), M.backward(g)
     same([len(y), len(back)], [21, 5], "forward gives D numbers, backward d")
-    close(float((y * g).sum()), float((x * back).sum()), "(θ_d M) · g = θ_d · (M g): backward is forward's transpose", 4096)
+    close(
+        float((y * g).sum()),
+        float((x * back).sum()),
+        "(θ_d M) · g = θ_d · (M g): backward is forward's transpose",
+        4096,
+    )
 
 
 @task(3)
@@ -73,6 +78,6 @@ def test_the_smallest_d_that_is_enough(lab):
 def test_the_strengths(lab):
     a, b, M = draw(2, 2, seed=20), draw(3, seed=21), draw(2, 7, seed=22)
     x = draw(2, seed=23)
-    got = lab.structure_aware([a, b], x, zeros(2) + [2.0, 0.5], M)
+    got = lab.structure_aware([a, b], x, array([2.0, 0.5]), M)
     close(got[0], a + 2.0 * (x @ M)[:4].reshape(2, 2), "the change of the first array times its strength")
     close(got[1], b + 0.5 * (x @ M)[4:], "the change of the second times its own")

@@ -2,7 +2,7 @@
 
 An `ElementwiseKernel` runs one thread an element; `T` is the dtype of its arrays. A row kernel gives each row to one warp
 (32 threads), or a long one to a block of 256; its source is plain CUDA C++ in which `T` is float or double. A kernel's name
-begins with minipeft_, a row kernel's ends with the dtype: that is what to look for in a profile.
+begins with `minipeft_`, a row kernel's ends with the dtype: that is what to look for in a profile.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def exp(x: Array) -> Array:
 
 @loop
 def gelu(x: Array, value: Array, slope: Array) -> None:
-    """Φ(-|x|) = (a₁t + ... + a₅t⁵) exp(-x²/2) / 2, t = 1/(1 + p|x|/√2): formula 7.1.26, sharing its exponential with φ."""
+    """`Φ(-|x|) = (a₁t + ... + a₅t⁵) exp(-x²/2) / 2, t = 1/(1 + p|x|/√2)`: formula 7.1.26; φ shares its exponential."""
     for i in range(x.size):
         z = x[i]
         e = exp(-HALF * z * z)

@@ -36,7 +36,7 @@ class Workers:
     """`count` processes: this one, of rank 0, and copies of it that live as long as the `with` block.
 
     Every process runs the block, as in MPI or torch's distributed data parallel; the copies end where the block does, and
-    what they changed is gone with them, but for the contents of shared arrays. With `count` 1 nothing is copied.
+    what they changed is gone with them, but for the contents of shared arrays. With `count` 1 nothing is copied::
 
         total = active().shared((2,), "float32")
         with Workers(2) as workers:

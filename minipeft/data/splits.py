@@ -1,6 +1,7 @@
 """From a list of examples to train, validation and test: without duplicates, by hash, the same for ever.
 
-The rules
+The rules:
+
 1. Two examples are duplicates when they are equal up to upper and lower case and white space. The first stays. When
    duplicates disagree about the label, all of them go: nobody knows which is right.
 2. The SHA-256 of an example's *group*, read as a fraction in [0, 1), decides its split: below 0.2 test, below 0.3

@@ -16,7 +16,7 @@ from typing import Any
 from minipeft.backend import set_backend
 from minipeft.data.chat import encode_instructions
 from minipeft.data.instruct import Instruction
-from minipeft.experiments.compare import Settings, build, check_sizes, curve, training_config
+from minipeft.experiments.cell import Settings, build, check_sizes, curve, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import is_match, load_problem, tokenizer_of, write_answers
 from minipeft.experiments.results import RunFolder

@@ -1,8 +1,8 @@
 """Pre-training: from plain text to a base model, with a tokenizer of its own.
 
 The run folder holds `tokenizer/` (first), `log.jsonl` (loss and held-out loss as they come), `samples.txt`, the checkpoint
-while it runs, and in the end `model/`, a Hugging Face folder, and `results.json`. A killed run goes on from its checkpoint
-to the same bits.
+while it runs, `kept/step-N/` when asked for, and in the end `model/`, a Hugging Face folder, and `results.json`. A killed
+run goes on from its checkpoint to the same bits.
 """
 
 from __future__ import annotations
@@ -84,8 +84,10 @@ class PretrainProgress:
 Listener = Callable[[PretrainProgress], None]
 
 
-def pretrain(settings: PretrainSettings, out: Path, listener: Listener | None = None) -> dict[str, Any]:
+def pretrain(settings: PretrainSettings, out: Path, listener: Listener | None = None, keep: int = 0) -> dict[str, Any]:
     """Train a tokenizer and a model, or go on where the folder stands; returns what results.json holds.
+
+    With `keep`, the model is also kept at that many earlier steps, each half of the next: 1/2, 1/4, ... of all.
 
     Raises:
         UserError: a setting is wrong, the corpus is empty or too small, or `out` holds another run.
@@ -124,6 +126,7 @@ def pretrain(settings: PretrainSettings, out: Path, listener: Listener | None = 
     watch = _Watch(model, held_out.head(max(1, QUICK_TOKENS // settings.context)), out, listener)
     trainer = Trainer(model, train, tokenizer.pad_id, config, out / "checkpoint.safetensors", on_step=watch.on_step)
     watch.every = trainer.steps_per_epoch
+    watch.kept = {trainer.total >> i for i in range(1, keep + 1)} - {0}
     result = trainer.run()
     model.save_pretrained(out / "model")
     row = {
@@ -171,6 +174,7 @@ class _Watch:
     def __init__(self, model: Pretrained, held_out: TokenRows, out: Path, listener: Listener | None) -> None:
         self.model, self.held_out, self.out, self.listener = model, held_out, out, listener
         self.every = 1
+        self.kept: set[int] = set()
         self.losses: list[Any] = []
 
     def on_step(self, step: int, steps: int, loss: Any) -> None:
@@ -184,6 +188,8 @@ class _Watch:
         if told.keys() & {"loss", "held_out"}:
             kept = {name: round(told[name], 5) for name in ("loss", "held_out") if name in told}
             append_line(self.out / "log.jsonl", json.dumps({"step": step, **kept}))
+        if step in self.kept:
+            self.model.save_pretrained(self.out / "kept" / f"step-{step}")
         if self.listener is not None:
             self.listener(PretrainProgress(step, steps, **told))
 

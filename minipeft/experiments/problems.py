@@ -6,7 +6,7 @@ As the command line writes them: "sarcasm" or a file of one's own; "lm:my.txt"; 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minipeft.data import EncodedSet, PackedTokens, Task, TokenRows, TrainingSet, encode_examples, load_task
@@ -22,7 +22,7 @@ from minipeft.nn import Module
 from minipeft.training import evaluate, evaluate_tokens
 
 if TYPE_CHECKING:
-    from minipeft.experiments.compare import Settings
+    from minipeft.experiments.cell import Settings
 
 TEXT, INSTRUCT = "lm", "instruct"
 TOGETHER = 16  # prompts that are answered side by side
@@ -34,12 +34,14 @@ class Measured:
     """What a test found; None where a measure has no meaning. `loss` is in nats a target.
 
     `accuracy` is the share of right classes, or of outputs that are written word for word; `bits_per_byte` is the text's
-    -log₂ likelihood over its UTF-8 bytes.
+    -log₂ likelihood over its UTF-8 bytes. `predictions` has the class of each test row, `labels` the true one.
     """
 
     loss: float
     accuracy: float | None = None
     bits_per_byte: float | None = None
+    predictions: list[int] | None = field(default=None, repr=False)
+    labels: list[int] | None = field(default=None, repr=False)
 
     @property
     def perplexity(self) -> float | None:
@@ -135,7 +137,7 @@ class Classes:
     def score(self, model: Module, test: EncodedSet, workers: int) -> Measured:
         """Accuracy and loss."""
         found = evaluate(model, test, tokenizer_of(model).pad_id, workers=workers)
-        return Measured(found.loss, found.accuracy)
+        return Measured(found.loss, found.accuracy, None, found.predictions, test.labels.tolist())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A run folder: what was asked (`config.json`), and what has been found so far (`results.jsonl`, `results.csv`)."""
+"""A run folder: what was asked (`config.json`), and what has been found so far (`results.jsonl`, `results.csv`).
+
+`predictions.jsonl` has, for each cell, the class that was predicted for every test row, and the true one.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ COLUMNS = (
     "method",
     "setting",
     "seed",
+    "lr",
     "trainable_params",
     "trainable_percent",
     "method_params",
@@ -36,6 +40,7 @@ COLUMNS = (
     "optimizer_mb",
     "saved_mb",
     "loss_curve",
+    "gradient_norms",
 )
 
 
@@ -96,8 +101,12 @@ class RunFolder:
                 rows.append(row)
         return rows
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a finished cell and wait until it is on the disk."""
+    def add(self, row: dict[str, Any], predictions: list[int] | None = None, labels: list[int] | None = None) -> None:
+        """Append a finished cell and wait until it is on the disk. Its predictions go first: a row never lacks them."""
+        if predictions is not None:
+            cell = {column: row[column] for column in self.key}
+            line = json.dumps({**cell, "predictions": predictions, "labels": labels}, separators=(",", ":"))
+            append_line(self.path / "predictions.jsonl", line)
         append_line(self.log, json.dumps({column: row[column] for column in self.columns}))
 
     def write_csv(self, order: Sequence[tuple[Any, ...]]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from minipeft.backend import random, set_backend
 from minipeft.errors import UserError
-from minipeft.experiments.compare import Settings, build, check_sizes, training_config
+from minipeft.experiments.cell import Settings, build, check_sizes, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import Measured, base_model, load_problem, tokenizer_of
 from minipeft.experiments.results import RunFolder

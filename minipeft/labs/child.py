@@ -63,7 +63,7 @@ class Child:
     def do(self, message: dict[str, Any]) -> Any:
         """One request: get, set, call, item, iter, len, value, or hold."""
         thing, what = self.held[message["of"]], message["do"]
-        inputs = unpack(message.get("inputs"), self.find) or ()
+        inputs: Any = unpack(message.get("inputs"), self.find)
         if what == "get":
             return getattr(thing, message["name"])
         if what == "set":
@@ -115,9 +115,10 @@ def main() -> None:
     minipeft = sys.modules.get("minipeft") if "minipeft" not in setting["closed"] else None
     package = os.path.dirname(sys.modules["minipeft"].__file__ or "")
     refused = close_parts(tuple(setting["closed"]), setting["message"])
+    gc.collect()  # what was taken away is in no list of objects either
     refused.append(os.path.join(package, "labs"))
     os.chdir(folder)
-    watch(folder, [*readable_places(), package], refused)
+    watch([*readable_places(), package, folder], refused)
     answer({"ok": None})
     channel_in.readline(MOST_BYTES)  # from now on it is the submission's time
     try:

@@ -51,7 +51,11 @@ class Report:
 
 
 def grade(
-    lab: Lab, submission: Path, hidden: bool = True, only: int | None = None, on_task: Callable[[Task], None] = print
+    lab: Lab,
+    submission: Path,
+    hidden: bool = True,
+    only: int | None = None,
+    on_task: Callable[[Task], None] | None = None,
 ) -> Report:
     """Run the public tests of a lab, and the hidden ones, on the folder of a submission.
 
@@ -71,14 +75,15 @@ def grade(
     numbers = {task.number for task in lab.tasks}
     if {test.task for test, _ in tests} != numbers:  # type: ignore[attr-defined]
         raise UserError(f"The tests of lab {lab.number} are of other tasks than the {len(numbers)} in lab.toml.")
-    file, trouble = submission / f"{lab.name}.py", ""
+    file = submission / f"{lab.name}.py"
     outcomes: list[Outcome] = []
     printed = ""
     trouble = _unfit(file)
     written = "" if _unfit(submission / ANSWERS) else _text(submission / ANSWERS)
     for task in lab.tasks:
         if only in (None, task.number):
-            on_task(task)
+            if on_task is not None:
+                on_task(task)
             mine = [(test, is_hidden) for test, is_hidden in tests if test.task == task.number]  # type: ignore[attr-defined]
             got, said, trouble = _run_task(lab, task, mine, file, written, trouble)
             outcomes += got
@@ -93,26 +98,31 @@ def _run_task(
     outcomes: list[Outcome] = []
     session: Session | None = None
     printed, deadline, late = "", time.monotonic() + lab.seconds, ""
-    for test, is_hidden in tests:
-        message: str | None = trouble or late
-        if not message and (session is None or session.ended):
-            try:
-                began = time.monotonic()
-                session = Session(lab, file, deadline - began)
-                deadline += session.started - began  # Python's own start is not the submission's time
-            except (SubmissionError, SessionEnded) as error:
-                session, trouble = None, f"{file.name} cannot be imported: {error}"
-                message = trouble
-        if not message:
-            assert session is not None
-            message = run_test(test, session.root(0), session.root(1), answers)
-            printed += session.printed
-            session.printed = ""
-            if time.monotonic() >= deadline:
-                late = "not run: the tests before it took all the time of the task"
-        outcomes.append(Outcome(title(test), task.number, is_hidden, message))
-    if session is not None:
-        session.close()
+    try:
+        for test, is_hidden in tests:
+            message: str | None = trouble or late
+            if not message and (session is None or session.ended):
+                try:
+                    began = time.monotonic()
+                    session = Session(lab, file, deadline - began)
+                    deadline += session.started - began  # Python's own start is not the submission's time
+                except (SubmissionError, SessionEnded) as error:
+                    session, message = None, f"{file.name} cannot be imported: {error}"
+                    if outcomes:
+                        late = message  # there was little time left: the next task may fare better
+                    else:
+                        trouble = message
+            if not message:
+                assert session is not None
+                message = run_test(test, session.root(0), session.root(1), answers)
+                printed += session.printed
+                session.printed = ""
+                if time.monotonic() >= deadline:
+                    late = "not run: the tests before it took all the time of the task"
+            outcomes.append(Outcome(title(test), task.number, is_hidden, message))
+    finally:
+        if session is not None:
+            session.close()
     return outcomes, printed[:4000], trouble
 
 

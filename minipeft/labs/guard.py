@@ -7,7 +7,6 @@ Python code can remove it. Beneath it `sandbox.py` asks the operating system for
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import importlib.util
 import os
@@ -18,13 +17,27 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-REFUSED = frozenset(
-    "ctypes. socket. subprocess. os.system os.exec os.fork os.forkpty os.posix_spawn os.spawn os.startfile pty. os.kill "
-    "os.killpg signal.pthread_kill os.symlink os.link os.chmod os.chown os.lchmod os.setxattr sqlite3. winreg. msvcrt. "
-    "ftplib. smtplib. imaplib. poplib. telnetlib. urllib. http. webbrowser. resource. syslog. fcntl. sys.remote_exec".split()
+REFUSED = frozenset(  # audit events, or all those of a module
+    [
+        *("ctypes.", "socket.", "subprocess.", "pty.", "sqlite3.", "winreg.", "msvcrt.", "urllib.", "http.", "ftplib."),
+        *("smtplib.", "imaplib.", "poplib.", "webbrowser.", "resource.", "syslog.", "fcntl.", "sys.remote_exec"),
+        *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill"),
+        *(
+            "os.killpg",
+            "signal.pthread_kill",
+            "os.symlink",
+            "os.link",
+            "os.chmod",
+            "os.chown",
+            "os.lchmod",
+            "os.setxattr",
+        ),
+    ]
 )
 READS = frozenset(("os.listdir", "os.scandir", "os.walk", "os.fwalk", "glob.glob", "os.chdir"))
 WRITES = frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.utime", "shutil.rmtree"))
+HARMLESS = frozenset((os.devnull, "/dev/urandom", "/dev/random"))
+NONE = type(None)
 NATIVE = frozenset(("_ctypes", "ctypes", "_posixsubprocess", "_multiprocessing", "_winapi"))
 
 
@@ -38,9 +51,9 @@ def set_limits(megabytes: int, seconds: float) -> None:
         import resource
     except ImportError:
         return
-    limits = ((resource.RLIMIT_CPU, int(seconds) + 5), (resource.RLIMIT_FSIZE, 10_000_000), (resource.RLIMIT_CORE, 0))
+    limits = [(resource.RLIMIT_CPU, int(seconds) + 5), (resource.RLIMIT_FSIZE, 10_000_000), (resource.RLIMIT_CORE, 0)]
     if sys.platform == "linux":  # elsewhere it counts what is never touched
-        limits = (*limits, (resource.RLIMIT_AS, megabytes * 1_000_000))
+        limits.append((resource.RLIMIT_AS, megabytes * 1_000_000))
     for which, limit in limits:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(which, (limit, limit))
@@ -98,9 +111,7 @@ def close_parts(closed: tuple[str, ...], message: str) -> list[str]:
             del sys.modules[name]
     for thing, stand_in in things:  # where modules that stay have imported them
         _replace_everywhere(thing, stand_in)
-    things.clear()
     sys.meta_path.insert(0, _Finder(tuple(modules), message))
-    gc.collect()
     return files
 
 
@@ -146,15 +157,15 @@ def readable_places() -> list[str]:
     roots = {sysconfig.get_path(which) for which in ("stdlib", "platstdlib")}
     for module in list(sys.modules.values()):
         origin = getattr(module, "__file__", None)
-        if origin and "-packages" in origin and not module.__name__.startswith("minipeft"):
-            head, _, tail = origin.replace("\\", "/").rpartition("-packages/")
-            top = tail.split("/")[0]
-            roots |= {f"{head}-packages/{top}", f"{head}-packages/{top}.libs"}
+        packages, found, inside = (origin or "").rpartition(f"-packages{os.sep}")
+        if found and not module.__name__.startswith("minipeft"):
+            top = packages + found + inside.split(os.sep)[0]
+            roots |= {top, f"{top}.libs"}
     return [root for root in roots if root] + ["/usr/share/zoneinfo", "/etc/localtime"]
 
 
-def watch(folder: str, readable: list[str], refused: list[str]) -> None:
-    """From now on: read only `readable` without `refused`, write only in `folder`, no network, no processes.
+def watch(readable: list[str], refused: list[str]) -> None:
+    """From now on: read only `readable` without `refused`, write nothing, no network, no processes.
 
     The hook uses nothing that Python code can exchange: what it needs is bound now, and paths are compared as texts.
     """
@@ -164,14 +175,12 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
         if path.endswith(".py"):
             parent, name = os.path.split(path)
             closed += (os.path.join(parent, "__pycache__", name.removesuffix(".py")) + ".",)
-    own = tuple({folder, os.path.realpath(folder)})
 
-    def hook(  # noqa: PLR0913
+    def hook(
         event: str,
         args: Any,
         allowed: Any = allowed,
         closed: Any = closed,
-        own: Any = own,
         sep: str = os.sep,
         here: Any = os.getcwd,
         look: Any = os.stat,
@@ -183,9 +192,9 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
         text: Any = str,
         raw: Any = bytes,
         whole: Any = int,
-        none: Any = type(None),
+        none: Any = NONE,
         no: Any = PermissionError,
-        null: Any = frozenset((os.devnull, "/dev/urandom", "/dev/random")),
+        null: Any = HARMLESS,
         writing: int = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND,
     ) -> None:
         if event in refused or event.partition(".")[0] + "." in refused:
@@ -224,13 +233,8 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
                     folder_opened = False
                 if folder_opened:
                     raise no(f"{whole_path} is a folder")
-            inside = False
-            for root in own:
-                inside = inside or whole_path == root or whole_path.startswith(root + sep)
-            if inside and event != "import":
-                continue
             found = False
-            for root in allowed if not write and event != "os.chdir" else ():
+            for root in () if write else allowed:
                 under = whole_path == root or whole_path.startswith(root + sep)
                 found = found or (under and ("-packages" in root or "-packages" not in whole_path))
             for root in closed:

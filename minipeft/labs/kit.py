@@ -1,4 +1,4 @@
-"""What a lab's tests are written with. A test is a function of `lab`, the student's module, and `mp`, which is minipeft:
+"""What a lab's tests are written with. A test is a function of `lab`, the student's module, and `mp`, which is minipeft::
 
     @task(2)
     def test_starts_as_the_base(lab, mp):
@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minipeft.backend import Array, active
+import numpy as np
 
+Array = Any  # NumPy's, on the host
 Test = Callable[..., None]
 
 
@@ -32,12 +33,17 @@ def task(number: int) -> Callable[[Test], Test]:
 
 def draw(*shape: int, seed: int = 0, dtype: str = "float64") -> Array:
     """Standard normal numbers, the same on every machine."""
-    return active().xp.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def array(values: Any) -> Array:
+    """Numbers that the test gives itself, in float64."""
+    return np.asarray(values, dtype="float64")
 
 
 def whole(low: int, high: int, *shape: int, seed: int = 0) -> Array:
     """Whole numbers from `low` up to, without, `high`."""
-    return active().xp.random.default_rng(seed).integers(low, high, shape)
+    return np.random.default_rng(seed).integers(low, high, shape)
 
 
 def close(got: Any, want: Any, hint: str, ulps: float = 256) -> None:
@@ -52,27 +58,25 @@ def close(got: Any, want: Any, hint: str, ulps: float = 256) -> None:
     Raises:
         AssertionError: it has another shape, is no float or is not finite, or differs; it says where.
     """
-    xp = active().xp
-    g, w = _array(got, hint), xp.asarray(want, dtype="float64")
+    g, w = _array(got, hint), np.asarray(want, dtype="float64")
     if g.shape != w.shape:
         raise AssertionError(f"{hint} [shape {g.shape}, expected {w.shape}]")
     if not g.size:
         return
-    unit = float(xp.finfo(g.dtype).eps) if g.dtype.kind == "f" else 0.0
+    unit = float(np.finfo(g.dtype).eps) if g.dtype.kind == "f" else 0.0
     allowed = ulps * unit * max(float(abs(w).max()), 1e-30)
     error = abs(g.astype("float64") - w)
     if not (error <= allowed).all():  # also true of a NaN
-        at = tuple(int(i) for i in xp.unravel_index(int(xp.nan_to_num(error, nan=xp.inf).argmax()), w.shape))
+        at = tuple(int(i) for i in np.unravel_index(int(np.nan_to_num(error, nan=np.inf).argmax()), w.shape))
         place = f" at {list(at)}" if at else ""
         raise AssertionError(f"{hint} [got {float(g[at]):.6g}, expected {float(w[at]):.6g}{place}]")
 
 
 def same(got: Any, want: Any, hint: str) -> None:
     """Refuse anything but the very same value: numbers, texts, lists, dicts, or arrays to the last bit."""
-    xp = active().xp
     if hasattr(want, "dtype"):
         g = _array(got, hint)
-        if g.shape != want.shape or g.dtype != want.dtype or g.tobytes() != xp.asarray(want).tobytes():
+        if g.shape != want.shape or g.dtype != want.dtype or g.tobytes() != np.asarray(want).tobytes():
             raise AssertionError(f"{hint} [it is not the same to the last bit]")
     elif type(got) is bool or type(want) is bool:
         if got is not want:
@@ -121,13 +125,13 @@ def kind(thing: Any) -> str:
 def softmax(z: Array) -> Array:
     """exp(z) / Σ exp(z) along the last axis, in float64: the reference."""
     z = z.astype("float64")
-    e = active().xp.exp(z - z.max(axis=-1, keepdims=True))
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def numerical_gradient(f: Callable[[Array], float], x: Array, step: float = 1e-5) -> Array:
     """∂f/∂x by central differences, for a function that the test itself defines."""
-    gradient = active().xp.zeros_like(x)
+    gradient = np.zeros_like(x)
     for i in range(x.size):
         ends = []
         for h in (step, -step):
@@ -144,7 +148,7 @@ def _array(got: Any, hint: str) -> Array:
     if isinstance(got, str | bytes | bool | dict):
         raise AssertionError(f"{hint} [got a {type(got).__name__}, expected an array of numbers]")
     try:
-        array = active().xp.asarray(got)
+        array = np.asarray(got)
     except (TypeError, ValueError):
         raise AssertionError(f"{hint} [got {kind(got)}, expected an array of numbers]") from None
     if array.dtype.kind not in "fiu":
@@ -171,4 +175,4 @@ def _short(value: Any) -> str:
 
 def zeros(*shape: int) -> Array:
     """An array of zeros, float64."""
-    return active().xp.zeros(shape)
+    return np.zeros(shape)

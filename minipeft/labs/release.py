@@ -97,7 +97,7 @@ def starter_answers(text: str) -> str:
 
 
 def build(lab: Lab, out: Path = RELEASES) -> Path:
-    """Write the student's release of a solved lab to `out`/labN; returns that folder. Raises UserError as `release_files`."""
+    """Write the student's release of a solved lab to `out`/labN; returns that folder. Raises as `release_files`."""
     folder = out / lab.name
     for name, text in release_files(lab).items():
         atomic_write(folder / name, text)

@@ -1,6 +1,6 @@
 """A submission's process, seen from the grader: started, asked, timed and ended here; whatever it does, this side goes on.
 
-The tests hold `Remote` objects. What they do to them is done over there, and the plain values that come back are judged here.
+The tests hold `Remote` objects. What they do to them is done over there; the plain values that come back are judged here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.labs.spec import Lab
-from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, to_line, unpack
+from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, plain, to_line, unpack
 
 CLOSED = "{} is what this lab asks you to write, so it is closed while the lab is checked"
-GRACE = 30.0  # seconds for Python, NumPy and what the lab loads
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "USERPROFILE",
+)  # of the environment: no tokens, no keys
+GRACE = 20.0  # seconds for Python, NumPy and what the lab loads
 
 
 class SubmissionError(Exception):
@@ -65,6 +73,7 @@ class Remote:
         self._session.ask(self._number, "set", (value,), name=name)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Call it over there."""
         return self._session.ask(self._number, "call", inputs, options)
 
     def __getitem__(self, index: Any) -> Any:
@@ -74,7 +83,10 @@ class Remote:
         return iter(self._session.ask(self._number, "iter"))
 
     def __len__(self) -> int:
-        return int(self._session.ask(self._number, "len"))
+        try:
+            return int(self._session.ask(self._number, "len"))
+        except SubmissionError as error:
+            raise TypeError(error.told) from None  # what `list` expects of a generator
 
     def __add__(self, other: Any) -> Any:
         return self._session.ask(self._number, "get", name="__add__")(other)
@@ -101,30 +113,36 @@ class Session:
 
     def __init__(self, lab: Lab, file: Path, seconds: float) -> None:
         self.name, self.printed, self.ended = lab.name, "", ""
+        command, user = confinement(lab.folder.parent.resolve())  # where the hidden tests of all labs lie
         self._folder = tempfile.TemporaryDirectory(prefix="minipeft-lab-")
         folder = Path(self._folder.name).resolve()
-        folder.chmod(0o755)
-        (folder / "work").mkdir(mode=0o777)
-        (folder / "work").chmod(0o777)
-        copy = folder / "work" / file.name
-        shutil.copyfile(file, copy)
-        command, user = confinement(lab.folder.parent.resolve())  # where the hidden tests of all labs lie
-        self._process = subprocess.Popen(
-            [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=_environment(folder),
-            start_new_session=os.name == "posix",
-            **user,
-        )
+        work = folder / "work"
+        copy = work / file.name
+        try:
+            work.mkdir()
+            folder.chmod(0o755)  # for the user that it runs as
+            shutil.copyfile(file, copy)
+            self._process = subprocess.Popen(
+                [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env=_environment(),
+                start_new_session=os.name == "posix",
+                **user,
+            )
+        except OSError:
+            self._folder.cleanup()
+            raise
         self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+        self._watchdog = threading.Timer(GRACE + seconds, self._kill)  # also when it stops reading what it is asked
+        self._watchdog.start()
         setting = {
             "file": str(copy),
-            "folder": str(copy.parent),
+            "folder": str(work),
             "name": lab.name,
             "closed": lab.closed,
             "loads": lab.loads,
@@ -171,7 +189,7 @@ class Session:
         return int(vars(thing)["_number"])
 
     def _remote(self, held: Any) -> Remote:
-        return Remote(self, int(held["id"]), str(held["kind"])[:80])
+        return Remote(self, int(held["id"]), plain(held["kind"], 80))
 
     def _exchange(self, message: dict[str, Any]) -> Any:
         if self.ended:
@@ -186,15 +204,14 @@ class Session:
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
-            self._end("your code ended the program (a crash, os._exit, too much processor time, or too long an answer)")
+            self._end("your code ended the program (a crash, os._exit, too much time, or too long an answer)")
         try:
             answer = from_line(line)
-            self.printed += str(answer.get("printed", ""))[:4000]
+            self.printed += plain(answer.get("printed", ""), 4000)
             if "error" in answer:
-                kinds = [str(kind)[:80] for kind in answer["error"]] or ["Error"]
-                line_number = answer.get("line")
-                where = line_number if isinstance(line_number, int) else None
-                raise SubmissionError(kinds, str(answer.get("message"))[:500], where, self.name)
+                kinds = [plain(kind, 80) for kind in answer["error"]] or ["Error"]
+                line_number = answer["line"] if isinstance(answer.get("line"), int) else None
+                raise SubmissionError(kinds, plain(answer.get("message"), 500), line_number, self.name)
             return unpack(answer["ok"], self._remote)
         except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise SubmissionError(["WireError"], str(error)[:500], None, self.name) from None
@@ -211,31 +228,36 @@ class Session:
         self.close()
         raise SessionEnded(why)
 
-    def close(self) -> None:
-        """End the process and everything that it has started, and remove its folder."""
+    def _kill(self) -> None:
         with contextlib.suppress(OSError):
             if os.name == "posix":
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+    def close(self) -> None:
+        """End the process and everything that it has started, and remove its folder."""
+        self._watchdog.cancel()
+        self._kill()
         self._process.wait()
         while self._listener.is_alive():  # it may wait for room in the queue
             with contextlib.suppress(queue.Empty):
                 self._answers.get(timeout=0.01)
         for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError, AttributeError):
-                pipe.close()  # type: ignore[union-attr]
+            with contextlib.suppress(OSError):  # what was not sent yet
+                if pipe is not None:
+                    pipe.close()
         with contextlib.suppress(OSError):
             self._folder.cleanup()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """What the process knows of ours: where Python's modules are, and one thread."""
-    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path and Path(path).exists())
-    work = {"HOME": str(folder / "work"), "MPLCONFIGDIR": str(folder / "work"), "TMPDIR": str(folder / "work")}
-    return {**kept, **threads, **work, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    python = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    return {**kept, **threads, **python}
 
 
 @functools.cache
@@ -257,8 +279,13 @@ def confinement(hidden: Path) -> tuple[list[str], dict[str, Any]]:
     for command, user in choices:
         with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
-            environment = _environment(Path(folder))
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            if not subprocess.call([*command, *check], cwd=folder, env=environment, timeout=60, **quiet, **user):
+            options: dict[str, Any] = {
+                "cwd": folder,
+                "env": _environment(),
+                "capture_output": True,
+                "timeout": 60,
+                **user,
+            }
+            if not subprocess.run([*command, *check], check=False, stdin=subprocess.DEVNULL, **options).returncode:
                 return command, user
     return [], {}

@@ -89,7 +89,7 @@ def read_lab(folder: Path) -> Lab:
             Task(number, str(t["title"]), float(t["points"])) for number, t in enumerate(raw.pop("tasks"), start=1)
         )
         lists: dict[str, Any] = {name: tuple(raw.pop(name, ())) for name in ("closed", "loads")}
-        lab = Lab(**{"seconds": 60, "megabytes": 3000, **raw}, **lists, tasks=tasks, folder=folder)
+        lab = Lab(**{"seconds": 30, "megabytes": 3000, **raw}, **lists, tasks=tasks, folder=folder)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: {error}. It needs number, title, minutes, and [[tasks]] with title and points."

@@ -1,17 +1,18 @@
 """How the grader and a submission's process talk: one JSON line each way, and never pickle.
 
-Numbers, texts, lists, tuples, dicts and arrays of numbers go by value; any other object stays where it is, and a number that
-stands for it goes in its place.
+Numbers, texts, lists, tuples, dicts and arrays of numbers go by value; any other object stays where it is, and a
+number that stands for it goes in its place.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
-from minipeft.backend import active
+import numpy as np
 
 MOST_BYTES = 64_000_000  # of a line
 DTYPES = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
@@ -33,8 +34,8 @@ def pack(value: Any, hold: Callable[[Any], Any]) -> Any:
         return {"list" if isinstance(value, list) else "tuple": [pack(item, hold) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[pack(key, hold), pack(item, hold)] for key, item in value.items()]}
-    if isinstance(value, active().xp.ndarray | active().xp.generic) and str(value.dtype) in DTYPES:
-        array = active().xp.ascontiguousarray(value)
+    if isinstance(value, np.ndarray | np.generic) and str(value.dtype) in DTYPES:
+        array = np.ascontiguousarray(value)
         data = base64.b64encode(array.tobytes()).decode()
         return {"array": data, "dtype": str(array.dtype), "shape": list(value.shape)}
     return {"held": hold(value)}
@@ -60,11 +61,16 @@ def unpack(value: Any, find: Callable[[Any], Any]) -> Any:
         if "array" in value:
             if value["dtype"] not in DTYPES:
                 raise WireError(f"an array of {value['dtype']} cannot be sent")
-            flat = active().xp.frombuffer(base64.b64decode(value["array"]), dtype=value["dtype"])
-            return flat.reshape([int(n) for n in value["shape"]]).copy()
+            flat = np.frombuffer(base64.b64decode(value["array"]), dtype=value["dtype"])
+            return flat.reshape([abs(int(n)) for n in value["shape"]]).copy()
         return find(value["held"])
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"an answer is not of the agreed form ({type(error).__name__})") from None
+
+
+def plain(text: Any, most: int) -> str:
+    """The beginning of a text from over there, without what a terminal or XML would take for something else."""
+    return re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]", "?", str(text)[:most])
 
 
 def to_line(message: dict[str, Any]) -> bytes:

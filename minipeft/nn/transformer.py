@@ -207,6 +207,7 @@ class Transformer(Module):
         token_type_ids: Any = None,
         cache: KVCache | None = None,
         last: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """Integer arrays (batch, seq) -> the head's output, or (batch, seq, d) without a head.
 
@@ -216,10 +217,11 @@ class Transformer(Module):
             token_type_ids: the segment of each token, where the model has segments.
             cache: for generation: what a causal model has read before these tokens; they are added to it.
             last: with a cache: compute the output of the last position alone.
+            first: compute the outputs from this position on.
         """
         if cache is not None:
             return self._read_on(input_ids, attention_mask, cache, last)
-        return self.upper(self.lower(input_ids, attention_mask, token_type_ids), attention_mask)
+        return self.upper(self.lower(input_ids, attention_mask, token_type_ids), attention_mask, first=first)
 
     def lower(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, cut: int = 0) -> Tensor:
         """The embeddings and the blocks below `cut`: what enters block `cut`, (batch, seq, d)."""
@@ -230,11 +232,17 @@ class Transformer(Module):
         return x
 
     def upper(
-        self, x: Tensor, attention_mask: Any = None, cut: int = 0, pasts: Sequence[LayerCache] | None = None
+        self,
+        x: Tensor,
+        attention_mask: Any = None,
+        cut: int = 0,
+        first: int = 0,
+        pasts: Sequence[LayerCache] | None = None,
     ) -> Tensor:
-        """The blocks from `cut` on, the final norm and the head. The last block computes only what the head reads.
+        """The blocks from `cut` on; for the positions from `first` on, the final norm and the head.
 
-        `pasts`, one a block, hold keys and values that come before those of x and are always seen.
+        The last block computes only what the head reads. `pasts`, one a block, hold keys and values that come before
+        those of x and are always seen.
         """
         mask = seen = _mask(attention_mask)
         if pasts is not None and mask is not None:
@@ -244,7 +252,7 @@ class Transformer(Module):
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks[cut:], start=cut):
             x = block(x, seen, pasts[i] if pasts is not None else None, wanted if i == last else None)
-        return self._finish(x, mask)
+        return self._finish(x[:, first:] if first else x, mask)
 
     def _finish(self, x: Tensor, mask: Any) -> Tensor:
         if self.final_norm is not None:

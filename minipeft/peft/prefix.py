@@ -82,11 +82,12 @@ class PrefixMethod(Method):
         token_type_ids: Any = None,
         cache: KVCache | None = None,
         last: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """As the model's."""
         assert isinstance(model, Transformer)
         if not self.enabled:
-            return model(input_ids, attention_mask, token_type_ids, cache, last)
+            return model(input_ids, attention_mask, token_type_ids, cache, last, first)
         ids, mask, segments = checked_inputs(input_ids, attention_mask, token_type_ids)
         pasts = [Prefix(self.keys[i], self.values[i], ids.shape[1]) for i in range(len(model.blocks))]
         if cache is not None:
@@ -97,7 +98,7 @@ class PrefixMethod(Method):
                     kept.extend(past.keys + zeros, past.values + zeros)
             return model(ids, mask, None, cache, last)
         x = model.embed.place(model.embed.word(ids), 0 * ids if segments is None else segments, start=self.n)
-        return model.upper(x, mask, pasts=pasts)
+        return model.upper(x, mask, first=first, pasts=pasts)
 
     def enable(self, on: bool) -> None:
         """Attend to the prefix, or not."""

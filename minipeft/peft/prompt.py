@@ -73,11 +73,12 @@ class PromptMethod(Method):
         token_type_ids: Any = None,
         cache: KVCache | None = None,
         last: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """As the model's; of the outputs of all positions, those of the text."""
         assert isinstance(model, Transformer)
         if not self.enabled:
-            return model(input_ids, attention_mask, token_type_ids, cache, last)
+            return model(input_ids, attention_mask, token_type_ids, cache, last, first)
         ids, mask, segments = checked_inputs(input_ids, attention_mask, token_type_ids)
         xp, embed, batch = active().xp, model.embed, ids.shape[0]
         prompt = self.prompt + xp.zeros((batch, 1, 1), dtype=self.prompt.dtype)  # (batch, n, d)
@@ -93,7 +94,10 @@ class PromptMethod(Method):
             return model(ids, mask, None, cache, last)
         if mask is not None:
             mask = xp.concatenate([xp.ones((batch, self.n), dtype=mask.dtype), mask], axis=1)
-        y = model.upper(embed.place(concatenate([prompt, embed.word(ids)], axis=1), segments), mask)
+        x = embed.place(concatenate([prompt, embed.word(ids)], axis=1), segments)
+        if first:
+            return model.upper(x, mask, first=self.n + first)
+        y = model.upper(x, mask)
         return y[:, self.n :] if len(y.shape) == 3 else y
 
     def enable(self, on: bool) -> None:

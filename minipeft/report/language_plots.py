@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from minipeft.errors import UserError
 from minipeft.report.labels import Label, label_ends, label_points
@@ -103,13 +103,15 @@ def bits_vs_parameters(cells: Sequence[Summary]) -> Figure:
             transform=axes.get_yaxis_transform(),
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1k, 10M
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel("Trainable parameters (log scale)")
     axes.set_ylabel("Bits per byte")
     labels = [
         Label(*p, c.setting_label or c.family, ink(looks[c.method].colour)) for c, p in zip(cells, points, strict=True)
     ]
-    label_points(axes, labels, points=points)
+    label_points(axes, labels, points=points, avoid=[])
     return figure
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from matplotlib import style
+from matplotlib import cycler, style
 from matplotlib.figure import Figure
 
 from minipeft.errors import UserError
 from minipeft.files import atomic_path
-from minipeft.report.style import STYLE
+from minipeft.report.style import LOOKS, STYLE
 
 T = TypeVar("T")
 
@@ -56,7 +56,9 @@ def begin(name: str) -> Lesson:
     parser.add_argument("--fast", action="store_true", help="a few rows: seconds instead of minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/lessons"), metavar="DIR", help="where figures go")
     options, _ = parser.parse_known_args()  # a notebook's kernel has options of its own
-    style.use(["default", STYLE])
+    colours = [LOOKS[family].colour for family in ("topk", "adapter", "lora", "intrinsic", "full")]
+    mine = {"text.parse_math": True, "axes.prop_cycle": cycler(color=colours)}  # labels of log axes are formulas
+    style.use(["default", STYLE, mine])
     sys.excepthook = _show
     return Lesson(name, options.fast or bool(os.environ.get("MINIPEFT_FAST")), options.out / name)
 

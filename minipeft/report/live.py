@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from minipeft.experiments.compare import Progress
 from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.progress import Progress
 from minipeft.report.summary import Summary, family_name
 
 
@@ -31,7 +31,8 @@ class LiveTable:
         self.state: dict[int, Progress] = {}
         self.losses: dict[int, float] = {}
         self.began: dict[int, tuple[float, int]] = {}
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.table, transient=True)
+        self.search = ""
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.show, transient=True)
 
     def __enter__(self) -> LiveTable:
         if self.console.is_terminal:
@@ -46,6 +47,10 @@ class LiveTable:
 
     def update(self, progress: Progress) -> None:
         """Take in what the comparison tells."""
+        if progress.trial:
+            self._note(progress)
+            return
+        self.search = ""
         self.state[progress.index] = progress
         self.began.setdefault(progress.index, (time.monotonic(), progress.step))
         if progress.loss is not None:
@@ -59,6 +64,19 @@ class LiveTable:
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def _note(self, progress: Progress) -> None:
+        """A trial of the search for learning rates: one line above the table, or a line for each that is finished."""
+        name = f"[{progress.index + 1}/{progress.cells}] search: {progress.spec.name} at {progress.spec.lr:g}"
+        self.search = f"{name}, step {progress.step}/{progress.steps}"
+        if progress.row is not None and not self.console.is_terminal:
+            accuracy = progress.row["accuracy"]
+            found = "diverged" if accuracy is None else f"{100 * accuracy:.1f} % of the validation rows"
+            self.console.print(f"{name}: {found}", highlight=False, soft_wrap=True, markup=False)
+
+    def show(self) -> RenderableType:
+        """What stands on the terminal now."""
+        return Group(Text(self.search), self.table()) if self.search else self.table()
 
     def table(self) -> Table:
         """The table as it stands."""

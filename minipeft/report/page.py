@@ -1,4 +1,8 @@
-"""report.html: a run on one page that needs no network, no script and no other file."""
+"""report.html: a run on one page that needs no network and no other file.
+
+Plotly's script is inside the page, taken from the package `plotly`, so that hovering and zooming work on a train; what the
+page does with it is in page.js. Text, table and settings can be read without a script.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,20 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
+from minipeft.report.fairness_page import fairness_sections
+from minipeft.report.page_data import run_data
 from minipeft.report.plots import draw_all, figures_of
 from minipeft.report.summary import Summary, read_results, summarise
 
 # The columns of the table: heading, decimals, what it means.
 COLUMNS: Mapping[str, tuple[str, int, str]] = {
+    "lr": ("Learning rate", 0, "The peak of its schedule."),
     "trainable_params": (
         "Trainable params",
         0,
@@ -43,42 +51,20 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "peak_mb": ("Peak MB", 1, "The most memory in use at one time during training."),
     "saved_mb": ("Saved MB", 2, "Size on the disk of what has to be kept for this task beside the base model."),
 }
-CAPTIONS: Mapping[str, str] = {
-    "accuracy_vs_parameters": "Test accuracy against the number of trainable parameters, for each method and setting. "
-    "The dashed lines are full fine-tuning and 90 % of it; the vertical line is the task head alone.",
-    "bits_vs_parameters": "Bits per byte of the held-out text against the number of trainable parameters, for each method "
-    "and setting; lower is better. The dashed line is the model before training.",
+IMAGES: Mapping[str, str] = {
     "time_and_memory": "Time of one training step, and the memory that training adds to the weights.",
-    "loss_curves": "Training loss against step, for each method and setting.",
     "flops": "Work of one training step, forward and backward, in GFLOP.",
+}
+PLOTS: Mapping[str, str] = {
+    "score": "The score on the test rows against what a method costs. Point at a marker for its settings; click on a name "
+    "in the legend to hide it; drag to zoom, double-click to go back. Error bars are one standard deviation over seeds.",
+    "losses": "Training loss against step; the mean over seeds. Point at a curve to see which it is.",
+    "gradients": "Length of the gradient in each layer at the first step, over the parameters that are trained there. "
+    "Blank: nothing is trained there, and below the lowest trained layer the gradient does not come. "
+    "Row &quot;method&quot;: parameters that belong to no layer.",
 }
 ONE_KIND = ("accuracy", "perplexity", "bits_per_byte", "untrained")  # what only some kinds of tasks have
 OPTIONS = ("model", "task", "methods", "seeds", "train_size", "test_size", "epochs")  # the command's main options
-CSS = """
-:root { color-scheme: light dark; --ink: #222; --soft: #666; --rule: #ddd; --paper: #fff; --band: #f6f6f4; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --soft: #a5a5a5; --rule: #3c3c3c; --paper: #1b1b1b; --band: #252525; }
-}
-body { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .6rem; }
-p { max-width: 45rem; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-figure { margin: 1.2rem 0 2rem; }
-figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption { margin-top: .5rem; }
-pre { padding: .8rem 1rem; background: var(--band); border-radius: 4px;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-thead th { vertical-align: bottom; border-bottom-width: 2px; }
-.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
-.numbers tbody th { white-space: nowrap; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
-.numbers tbody tr:nth-child(even) > * { background: var(--band); }
-.sd { color: var(--soft); }
-"""
 
 
 def write_page(run_folder: str | os.PathLike[str]) -> Path:
@@ -97,17 +83,16 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
     drawn = results.stat().st_mtime_ns
     if not all(path.exists() and path.stat().st_mtime_ns >= drawn for path in figures.values()):
         draw_all(results, run_folder / "figures")
-    images = {name: _figure(path, CAPTIONS[name], cells) for name, path in figures.items()}
+    images = [_figure(figures[name], caption, cells) for name, caption in IMAGES.items()]
     path = run_folder / "report.html"
-    atomic_write(path, _page(config, cells, images))
+    atomic_write(path, _page(config, cells, images, fairness_sections(run_folder, cells)))
     return path
 
 
-def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[str, str]) -> str:
+def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Sequence[str], fairness: str) -> str:
     """The whole document. What comes from files has been escaped by the function that made each part."""
-    main, *others = images.values()
     model, task = escape(_text(config.get("model", "a model"))), escape(_text(config.get("task", "a task")))
-    seeds = max(cell.n for cell in cells)
+    data, seeds = run_data(cells), max(cell.n for cell in cells)
     spread = "mean ± sample standard deviation over seeds" if seeds > 1 else "one seed, so no spread is known"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -115,7 +100,8 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{model} on {task}: methods of fine-tuning compared</title>
-<style>{CSS}</style>
+<style>
+{_own("page.css")}</style>
 </head>
 <body>
 <header>
@@ -123,14 +109,25 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 <p class="soft">{len(cells)} {"method" if len(cells) == 1 else "methods and settings"}; {spread}.</p>
 </header>
 <main>
-{main}
+<noscript><p>The plots need JavaScript. As pictures, they are in the folder figures beside this page.</p></noscript>
+<p class="choice"><label for="axis">{escape(data["score"]["name"])} against </label><select id="axis"></select></p>
+{_plot("score")}
 <section aria-labelledby="results">
 <h2 id="results">Results</h2>
 {_results(cells)}
 </section>
+{fairness}
 <section aria-labelledby="figures">
-<h2 id="figures">Time, memory and training</h2>
-{"".join(others)}
+<h2 id="figures">Training</h2>
+{_plot("losses")}
+</section>
+<section aria-labelledby="layers">
+<h2 id="layers">Where the gradient goes</h2>
+{_plot("gradients")}
+</section>
+<section aria-labelledby="costs">
+<h2 id="costs">Time and memory</h2>
+{"".join(images)}
 </section>
 <section aria-labelledby="reproduce">
 <h2 id="reproduce">How to reproduce</h2>
@@ -142,6 +139,10 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 {_pairs("Column", "Meaning", {heading: meaning for heading, _, meaning in COLUMNS.values()})}
 </section>
 </main>
+<script type="application/json" id="run">{_json(data)}</script>
+<script>{_plotly()}</script>
+<script>
+{_own("page.js")}</script>
 </body>
 </html>
 """
@@ -150,16 +151,17 @@ def _page(config: Mapping[str, Any], cells: Sequence[Summary], images: Mapping[s
 def _results(cells: Sequence[Summary]) -> str:
     """The table of results, a row a cell."""
     shown = [name for name in COLUMNS if name not in ONE_KIND or any(not math.isnan(cell.mean[name]) for cell in cells)]
-    heads = "".join(f'<th scope="col">{COLUMNS[name][0]}</th>' for name in shown)
+    headings = ["Method", "Seeds", *(COLUMNS[name][0] for name in shown)]
+    heads = "".join(f'<th scope="col"><button type="button">{heading}</button></th>' for heading in headings)
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(cell.label)}</th><td>{cell.n}</td>'
-        + "".join(f"<td>{_value(cell, name)}</td>" for name in shown)
+        f'<tr><th scope="row">{escape(cell.label)}</th><td data-value="{cell.n}">{cell.n}</td>'
+        + "".join(f'<td data-value="{cell.mean[name]}">{_value(cell, name)}</td>' for name in shown)
         + "</tr>"
         for cell in cells
     )
     return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="results">
 <table class="numbers">
-<thead><tr><th scope="col">Method</th><th scope="col">Seeds</th>{heads}</tr></thead>
+<thead><tr>{heads}</tr></thead>
 <tbody>
 {rows}
 </tbody>
@@ -169,6 +171,8 @@ def _results(cells: Sequence[Summary]) -> str:
 
 def _value(cell: Summary, name: str) -> str:
     """The mean of a measure and, where seeds differ, its standard deviation."""
+    if name == "lr":
+        return f"{cell.mean[name]:.2g}"
     decimals = COLUMNS[name][1]
     factor = 100 if name == "accuracy" else 1
     mean, sd = factor * cell.mean[name], factor * cell.sd[name]
@@ -182,6 +186,25 @@ def _figure(path: Path, caption: str, cells: Sequence[Summary]) -> str:
     alt = f"{caption} Shown: {', '.join(cell.label for cell in cells)}."
     image = f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}">'
     return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
+
+
+def _plot(name: str) -> str:
+    """The place of a plot that page.js draws."""
+    return f'<figure>\n<div class="plot" id="{name}"></div>\n<figcaption>{PLOTS[name]}</figcaption>\n</figure>\n'
+
+
+def _json(data: object) -> str:
+    """JSON that can stand in a script element: no text in it ends the element."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+
+
+def _own(name: str) -> str:
+    return (files("minipeft.report") / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    """Plotly's script (MIT licence), 5 MB: it comes with the package, so nothing is fetched, now or later."""
+    return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
 
 
 def _pairs(left: str, right: str, pairs: Mapping[str, str]) -> str:
@@ -198,6 +221,7 @@ def _command(config: Mapping[str, Any]) -> str:
             value = config[name]
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += ["--" + name.replace("_", "-"), text]
+    words += ["--tune"] * bool(config.get("tune"))
     return shlex.join(words)
 
 

@@ -50,8 +50,8 @@ def accuracy_vs_parameters(cells: Sequence[Summary]) -> Figure:
     handles = []
     for method in dict.fromkeys(cell.method for cell in shown):
         family, look = [cell for cell in shown if cell.method == method], looks[method]
-        for variant in dict.fromkeys(_variant(cell) for cell in family):
-            curve = [_point(cell) for cell in family if _variant(cell) == variant]
+        for variant in dict.fromkeys(variant_of(cell) for cell in family):
+            curve = [_point(cell) for cell in family if variant_of(cell) == variant]
             axes.plot(*zip(*curve, strict=True), color=look.colour, linestyle=look.line, linewidth=1.6, zorder=3)
         for cell in family:
             if cell.n > 1:
@@ -147,7 +147,7 @@ def loss_curves(cells: Sequence[Summary]) -> Figure:
     looks = family_looks(cell.method for cell in cells)
     ends: list[Label] = []
     for cell in shown:
-        steps, mean, sd = _mean_curve(cell)
+        steps, mean, sd = mean_curve(cell)
         look = looks[cell.method]
         settings = [c.setting for c in shown if c.method == cell.method]  # more parameters, stronger colour
         colour = tint(look.colour, 0.4 + 0.6 * (settings.index(cell.setting) + 1) / len(settings))
@@ -222,7 +222,7 @@ def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: 
         axes.legend(handles=patches, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, handlelength=1.2)
 
 
-def _mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, mean and standard deviation of the loss over seeds, on the steps of the shortest curve."""
     curves = [np.array(curve, float).T for curve in cell.curves if curve]
     steps = min(curves, key=lambda curve: curve[0, -1])[0]
@@ -231,7 +231,7 @@ def _mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return steps, losses.mean(0), losses.std(0, ddof=1) if len(losses) > 1 else np.zeros(len(steps))
 
 
-def _variant(cell: Summary) -> str:
+def variant_of(cell: Summary) -> str:
     """What follows the number in a setting ("8:dense" -> "dense"): a curve joins settings of one variant."""
     return cell.setting.partition(":")[2]
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from rich.table import Table
 
 from minipeft.errors import UserError
-from minipeft.report.style import GREY, LIGHT, blank_figure, ink, save_figure, styled, tint
+from minipeft.report.style import GREY, INK, LIGHT, blank_figure, ink, save_figure, styled, tint
 
 TUNED, PROMPTED = "#0072B2", "#D55E00"  # where fine-tuning is better, where prompting is
 NAMES = {"icl": "In-context learning", "full": "Full fine-tuning", "lora": "LoRA"}
@@ -123,8 +123,8 @@ def difference_figure(scores: Scores) -> Figure:
         for place, (axis, how) in enumerate(zip(row, tuned, strict=False)):
             _matrix(axis, scores, how, test)
             axis.set_title(f"{NAMES[how]}, {TESTS[test]}", loc="left", fontsize=10, fontweight="bold")
-            axis.set_xlabel(f"Fine-tuned ({NAMES[how]})" if test == "in_domain" else "")
-            axis.set_ylabel("In-context learning" if place == 0 else "")
+            axis.set_xlabel("Fine-tuned model" if test == "in_domain" else "")
+            axis.set_ylabel("Prompted model" if place == 0 else "")
     return figure
 
 
@@ -139,13 +139,12 @@ def _matrix(axes: Axes, scores: Scores, how: str, test: str) -> None:
                 strong = TUNED if found.mean > 0 else PROMPTED
                 colour = tint(strong, strength) if found.significant else LIGHT
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
-            text = "–" if found is None else f"{100 * found.mean:+.1f}"
-            dark = sum(colour[:3]) < 1.6 if isinstance(colour, tuple) else False
-            axes.text(x, y - 0.07, text, ha="center", va="center", fontsize=11, color="white" if dark else "#222222")
+            text = "–" if found is None else f"{100 * found.mean:+.1f}".replace("-", "−")
+            dark = isinstance(colour, tuple) and sum(colour) < 1.6
+            colour_of_text = "white" if dark else INK
+            axes.text(x, y - 0.07, text, ha="center", va="center", fontsize=11, color=colour_of_text)
             if found is not None and found.p is not None:
-                axes.text(
-                    x, y + 0.28, p_text(found.p), ha="center", va="center", fontsize=7, color="white" if dark else GREY
-                )
+                axes.text(x, y + 0.28, p_text(found.p), ha="center", va="center", fontsize=7, color=colour_of_text)
     names = [f"{name}\n{size_text(scores.sizes[name])}" for name in models]
     axes.set_xticks(range(len(models)), names)
     axes.set_yticks(range(len(models)), names)

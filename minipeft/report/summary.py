@@ -35,6 +35,7 @@ OTHERS: Mapping[str, tuple[str, str]] = {
 }
 
 Curve = tuple[tuple[int, float], ...]
+Norms = tuple[tuple[str, float], ...]
 T = TypeVar("T")
 
 
@@ -45,6 +46,7 @@ class Row:
     method: str
     setting: str
     seed: int
+    lr: float
     trainable_params: int
     trainable_percent: float
     method_params: int
@@ -65,10 +67,11 @@ class Row:
     optimizer_mb: float
     saved_mb: float
     loss_curve: Curve  # (step, training loss) pairs, steps ascending
+    gradient_norms: Norms  # (layer, length of the gradient at the first step), from the words up
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve"))
+MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve", "gradient_norms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Summary:
     mean: Mapping[str, float]
     sd: Mapping[str, float]  # sample standard deviation (n - 1); nan for one seed: a spread nobody has seen
     curves: tuple[Curve, ...]  # one a seed
+    gradients: Mapping[str, float]  # layer -> mean length of the gradient at the first step
 
     @property
     def family(self) -> str:
@@ -128,7 +132,9 @@ def _summary(group: list[Row]) -> Summary:
     mean = {name: math.fsum(xs) / len(xs) for name, xs in columns.items()}
     sd = {name: _sd(xs, mean[name]) for name, xs in columns.items()}
     curves = tuple(row.loss_curve for row in group)
-    return Summary(group[0].method, group[0].setting, len(group), mean, sd, curves)
+    norms = [dict(row.gradient_norms) for row in group]
+    gradients = {layer: math.fsum(n.get(layer, math.nan) for n in norms) / len(norms) for layer in norms[0]}
+    return Summary(group[0].method, group[0].setting, len(group), mean, sd, curves, gradients)
 
 
 def _sd(xs: list[float], mean: float) -> float:
@@ -201,11 +207,11 @@ def _measure(text: str) -> float:
 
 
 def _fraction(text: str) -> float:
-    return _checked(value := float(text or "nan"), not (value < 0 or value > 1))
+    return _checked(value := float(text), 0 <= value <= 1) if text.strip() else math.nan
 
 
 def _if_any(text: str) -> float:
-    return _checked(value := float(text or "nan"), not value < 0)
+    return _measure(text) if text.strip() else math.nan
 
 
 def _loss(text: str) -> float:
@@ -216,6 +222,12 @@ def _curve(text: str) -> Curve:
     pairs = [pair.split(":") for pair in text.split(";") if pair.strip()]
     curve = tuple((_count(step), _loss(loss)) for step, loss in pairs)
     return _checked(curve, all(a < b for (a, _), (b, _) in pairwise(curve)))
+
+
+def _norms(text: str) -> Norms:
+    pairs = [pair.rpartition(":") for pair in text.split(";") if pair.strip()]
+    norms = tuple((_name(layer), _loss(norm)) for layer, _, norm in pairs)
+    return _checked(norms, len(dict(norms)) == len(norms))
 
 
 def _checked(value: T, holds: bool) -> T:
@@ -229,10 +241,11 @@ _KINDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "int": ("a whole number of 0 or more", _count),
     "float": ("a finite number of 0 or more", _measure),
     "Curve": ("step:loss pairs joined by ';' with ascending steps", _curve),
+    "Norms": ("layer:norm pairs joined by ';', each layer once", _norms),
 }
 _PARSERS = {field.name: _KINDS[str(field.type)] for field in fields(Row)} | {
     "method": ("the name of a method", _name),
-    "accuracy": ("a number between 0 and 1", _fraction),
+    "accuracy": ("a number between 0 and 1, or empty", _fraction),
     "perplexity": ("a number of 0 or more, or empty", _if_any),
     "bits_per_byte": ("a number of 0 or more, or empty", _if_any),
     "untrained": ("a number of 0 or more, or empty", _if_any),

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from minipeft.backend import storage
-from minipeft.errors import UserError
+from minipeft.errors import Diverged, UserError
 
 FIELDS = {"run", "step", "losses", "seconds"}  # of a checkpoint's record, see Trainer
 
@@ -22,11 +22,11 @@ def save_checkpoint(path: Path, arrays: Mapping[str, Any], record: Mapping[str, 
     """Write arrays and a JSON-able record, atomically.
 
     Raises:
-        UserError: a number is not finite; the checkpoint that stood there before stays.
+        Diverged: a number is not finite; the checkpoint that stood there before stays.
     """
     for name, array in arrays.items():
         if array.size and not (math.isfinite(array.min()) and math.isfinite(array.max())):
-            raise UserError(f"{name} holds a NaN or an infinity: training diverged. Lower the learning rate.")
+            raise Diverged(f"{name} holds a NaN or an infinity: training diverged. Lower the learning rate.")
     storage.write_tensors(path, arrays, {"minipeft": json.dumps(record)})
 
 

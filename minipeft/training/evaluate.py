@@ -12,6 +12,7 @@ from minipeft.backend.workers import Workers
 from minipeft.data import EncodedSet, TokenRows, collate, sorted_order
 from minipeft.errors import UserError
 from minipeft.nn import Module
+from minipeft.training.targets import logits_and_targets
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def evaluate_tokens(
         with Workers(active().useful_workers(workers)) as pool, no_grad(), model.prepared():
             for indices in pool.mine(sorted_order(dataset.lengths, batch_size)):
                 batch = dataset.batch(indices, pad_id)
-                logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+                logits, targets = logits_and_targets(model, batch)
                 for place, i in enumerate(indices):
-                    nats[i] = functional.cross_entropy(logits[place], batch.labels[place], reduction="sum").data
+                    nats[i] = functional.cross_entropy(logits[place], targets[place], reduction="sum").data
     finally:
         model.train(was_training)
     rows = active().to_numpy(nats).tolist()

@@ -14,9 +14,9 @@ from minipeft.autograd import Tensor, functional
 from minipeft.autograd.tape import Partial, Product, backward
 from minipeft.backend import Array, active, random
 from minipeft.backend.workers import current_workers
-from minipeft.data import Batch
 from minipeft.nn import Module
 from minipeft.optim import FlatParameters
+from minipeft.training.targets import logits_and_targets
 
 
 class ShardedGradients:
@@ -71,8 +71,8 @@ class ShardedGradients:
             for i in range(rank, len(shards), workers.count):
                 random.at_step(step, i)
                 made = batch(shards[i])
-                logits = (forward or self._logits)(made)
-                part = functional.cross_entropy(logits, made.labels, reduction="sum") * (1 / rows)
+                logits, labels = (forward(made), made.labels) if forward else logits_and_targets(self.model, made)
+                part = functional.cross_entropy(logits, labels, reduction="sum") * (1 / rows)
                 backward([part], [xp.ones_like(part.data)], take)
                 loss = loss + part.data
             if pairs:
@@ -90,10 +90,6 @@ class ShardedGradients:
         self.sums[rank, 1] = self._add_up(self.own)
         workers.barrier()
         return losses, self.sums[:, 1].sum() ** 0.5
-
-    def _logits(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        return logits
 
     def _sink(self, rank: int) -> Sink:
         if self.sink is None or self.sink.vector is not self.own[rank]:

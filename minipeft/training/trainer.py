@@ -17,13 +17,14 @@ from minipeft.autograd import Tensor, functional
 from minipeft.backend import Array, active, random
 from minipeft.backend.workers import Workers
 from minipeft.data import Batch, TrainingSet
-from minipeft.errors import UserError, unknown
+from minipeft.errors import Diverged, UserError, unknown
 from minipeft.nn import Module
 from minipeft.optim import SCHEDULES, AdamW, clip_factor
 from minipeft.peft import PeftModel
 from minipeft.training.cache import ActivationCache, cache_for
 from minipeft.training.checkpoint import interrupt_between_steps, load_checkpoint, save_checkpoint
 from minipeft.training.parallel import ShardedGradients, split
+from minipeft.training.targets import logits_and_targets
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross-entropy of a batch, as a scalar Tensor."""
-        logits = self.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        return functional.cross_entropy(logits, batch.labels)
+        return functional.cross_entropy(*logits_and_targets(self.model, batch))
 
     def batches(self, epoch: int) -> list[Any]:
         """The rows of each step of an epoch: a function of (seed, epoch)."""
@@ -131,7 +131,8 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state after the last whole step is in the checkpoint.
-            UserError: the checkpoint is damaged or of another run; or the loss is not finite.
+            UserError: the checkpoint is damaged or of another run.
+            Diverged: the loss, or a number of the optimizer's, is not finite.
         """
         self.run_record["seed"] = random.root()
         step, result = self._resume()
@@ -193,7 +194,7 @@ class Trainer:
         result.losses += active().to_numpy(active().xp.stack(losses)).tolist()  # one wait for all
         losses.clear()
         if not result.losses[-1] < float("inf"):  # also catches NaN
-            raise UserError(
+            raise Diverged(
                 f"The loss is {result.losses[-1]} at step {step}: training diverged. Lower the learning rate."
             )
 

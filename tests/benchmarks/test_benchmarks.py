@@ -221,7 +221,7 @@ def test_both_sides_of_a_pre_training_have_the_same_losses(style: str, tmp_path:
     shape = {"vocab_size": 270, "d_model": 16, "layers": 2, "heads": 2, "context": 16, "batch_size": 8, "epochs": 2}
     given = PretrainSettings(corpus=str(text), style=style, lr=0.01, **shape)
     ours, theirs = pretrain_side.ours(given), pretrain_side.peer(given)
-    assert len(ours["losses"]) > 20
+    assert len(ours["losses"]) >= 20
     np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=2e-4)
     assert ours["held_out_loss"] == pytest.approx(theirs["held_out_loss"], rel=2e-4)
     row = {

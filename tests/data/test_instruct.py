@@ -148,18 +148,17 @@ def test_without_chat_tokens_headings_and_the_end_of_text_do():
         chat_format(nothing)
 
 
-def test_the_chat_is_that_of_smollm2(asset, tmp_path):
+def test_the_chat_is_that_of_smollm2(asset):
     asset("smollm2")
     pytest.importorskip("gguf")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
+    jinja2 = pytest.importorskip("jinja2", reason="the model's own template is written in Jinja")
     from minipeft.models import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2")
-    tokenizer.save_pretrained(tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    template = json.loads(tokenizer._companions["tokenizer_config.json"])["chat_template"]
+    theirs = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(template)
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": ROW.words}]
-    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = theirs.render(messages=messages, add_generation_prompt=True)
     assert text == "<|im_start|>system\ns<|im_end|>\n" + chat_format(tokenizer).prompt(ROW.words)
 
 

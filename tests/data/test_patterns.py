@@ -8,7 +8,7 @@ import pytest
 
 import minipeft as mp
 from minipeft.data import TASK_NAMES, Example, tasks
-from minipeft.data.domains import AIRLINE, TECHNOLOGY, load_two_domains
+from minipeft.data.domains import AIRLINE, TECHNOLOGY, _balanced, load_two_domains
 from minipeft.data.patterns import PATTERNS, Pattern, draw_shots, find_pattern
 from minipeft.errors import UserError
 
@@ -101,4 +101,4 @@ def test_the_two_domains_do_not_touch(asset):
     texts = [{row.text for row in part} for part in (data.train, data.validation, data.in_domain, data.out_of_domain)]
     assert all(not a & b for i, a in enumerate(texts) for b in texts[:i])
     with pytest.raises(UserError, match="an even number from 2"):
-        load_two_domains(100, 100000)
+        _balanced(list(data.train[:50]), 100, "test")

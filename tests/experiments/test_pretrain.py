@@ -101,6 +101,19 @@ def test_the_held_out_score_is_that_of_the_whole_text(text, tmp_path):
     assert shorter["held_out_bytes"] == 7
 
 
+def test_earlier_states_are_kept_when_asked_for(text, tmp_path):
+    row = pretrain(small(text), tmp_path / "run", keep=3)
+    kept = {int(path.name.removeprefix("step-")): path for path in (tmp_path / "run" / "kept").iterdir()}
+    assert sorted(kept) == sorted(row["steps"] >> i for i in (1, 2, 3))
+    last = load_pretrained_run(tmp_path / "run").state_dict()
+    apart = [
+        np.linalg.norm(load_model(path, task="causal-lm").state_dict()["embed.word.weight"] - last["embed.word.weight"])
+        for _, path in sorted(kept.items())
+    ]
+    assert apart == sorted(apart, reverse=True)  # the later, the nearer to the end
+    assert apart[-1] > 0
+
+
 # ---- killed and resumed
 
 SCRIPT = """

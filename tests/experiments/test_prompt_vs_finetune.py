@@ -78,18 +78,21 @@ def test_the_checkpoint_that_is_kept_is_the_best_on_the_validation_rows():
     pattern, labels = Pattern("{text}:", ("the", "sat")), ("no", "yes")
     rows = encode_prompts(TOKENIZER, pattern, ROWS)
     model = get_peft_model(as_classifier(tiny_decoder(), pattern, labels), FullConfig())
-    best, seen = Best(model, rows, TOKENIZER.pad_id, lambda step, of: None), []
-
-    def on_step(step, steps, loss):
-        best.on_step(step, steps, loss)
-        seen.append(evaluate(model, rows, TOKENIZER.pad_id))
-
-    Trainer(model, rows, TOKENIZER.pad_id, TrainingConfig(lr=0.2, epochs=4, batch_size=8), on_step=on_step).run()
+    parameters = list(model.trainable_parameters().values())
+    states = [[p.data.copy() for p in parameters]]
+    for _ in range(2):
+        Trainer(model, rows, TOKENIZER.pad_id, TrainingConfig(lr=0.02, epochs=8, batch_size=8)).run()
+        states.append([p.data.copy() for p in parameters])
+    scores, best = [], Best(model, rows, TOKENIZER.pad_id, lambda step, of: None)
+    for step, state in enumerate((states[0], states[2], states[1], states[0]), start=1):
+        for parameter, data in zip(parameters, state, strict=True):
+            parameter.data[...] = data
+        best.on_step(step, 4, None)
+        scores.append(evaluate(model, rows, TOKENIZER.pad_id))
+    assert scores[1].loss < scores[2].loss < scores[0].loss  # more training is better on what was trained on
     best.restore()
-    kept = evaluate(model, rows, TOKENIZER.pad_id)
-    place = max(range(len(seen)), key=lambda i: (seen[i].accuracy, -seen[i].loss))
-    assert kept == seen[place]
-    assert best.step == place + 1 < len(seen)  # at this rate, the end is not the best
+    assert best.step == 2
+    assert evaluate(model, rows, TOKENIZER.pad_id) == scores[1]
 
 
 def test_a_model_of_the_run_is_pretrained_once(settings, tmp_path, monkeypatch):

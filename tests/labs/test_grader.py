@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,46 +15,48 @@ import pytest
 
 from minipeft.labs import sandbox
 from minipeft.labs.grade import grade
-from minipeft.labs.release import starter
 from minipeft.labs.spec import all_labs
 
 ROOT = Path(__file__).parents[2] / "labs"
-LAB = all_labs(ROOT)[3]
-QUICK = dataclasses.replace(LAB, seconds=2.5)
-SOLVED = LAB.solution().read_text(encoding="utf-8")
-FORWARD = "        y = self.linear(x)\n"  # the first line of task 1
-QUIET = {"on_task": lambda task: None}
+SOLVED = """from __future__ import annotations
+import numpy as np
+def twice(x):
+    return 2.0 * x
+def thrice(x):
+    return 3.0 * x
+"""
 
 
 @pytest.fixture
-def submit(tmp_path):
-    """Grades a source as lab 3, by one task alone unless told otherwise; gives the report."""
+def submit(lab, tmp_path):
+    """Grades a source, by task 1 alone unless told otherwise; gives the report."""
 
-    def run(source, only=1, lab=QUICK, **files):
+    def run(source, only=1):
         folder = tmp_path / "submission"
         folder.mkdir(exist_ok=True)
-        (folder / "lab3.py").write_text(source, encoding="utf-8")
-        return grade(lab, folder, only=only, **QUIET)
+        (folder / "lab9.py").write_text(source, encoding="utf-8")
+        return grade(lab, folder, only=only)
 
     return run
 
 
 def at_import(code):
     """The solved lab with some code before it."""
-    assert "from __future__ import annotations\n" in SOLVED
-    return SOLVED.replace("from __future__ import annotations\n", f"from __future__ import annotations\n{code}\n", 1)
+    return SOLVED.replace("import numpy as np\n", f"import numpy as np\n{code}\n", 1)
 
 
-def in_forward(code):
-    """The solved lab with some code at the beginning of `forward`, which task 1 and task 3 call."""
-    assert SOLVED.count(FORWARD) == 1
-    lines = "".join(f"        {line}\n" for line in code.splitlines())
-    return SOLVED.replace(FORWARD, lines + FORWARD)
+def in_task_1(code):
+    """The solved lab with some code at the beginning of task 1."""
+    lines = "".join(f"    {line}\n" for line in code.splitlines())
+    return SOLVED.replace("    return 2.0 * x\n", lines + "    return 2.0 * x\n")
+
+
+NOT_1, NOT_2 = (f'raise NotImplementedError("Lab 9, task {number}")' for number in (1, 2))
 
 
 def unsolved(code):
     """The starter with some code at its end: whatever it does, no task is solved."""
-    return f"{starter(SOLVED, LAB)}\n{code}\n"
+    return f"{SOLVED.replace('return 2.0 * x', NOT_1).replace('return 3.0 * x', NOT_2)}\n{code}\n"
 
 
 def all_failed(report, *says):
@@ -63,16 +67,33 @@ def all_failed(report, *says):
 
 
 def test_the_solution_gets_all_points_and_the_same_report_twice(submit):
-    first = submit(SOLVED, None, LAB)
-    assert first.total == 100, [o for o in first.outcomes if not o.passed]
-    assert submit(SOLVED, None, LAB) == first
+    first = submit(SOLVED, None)
+    assert first.total == 100, first.outcomes
+    assert submit(SOLVED, None) == first
 
 
-def test_the_starter_gets_none(submit):
+def test_without_a_solution_there_are_no_points(submit):
     report = submit(unsolved(""), None)
     assert report.total == 0
-    for outcome in report.outcomes:
-        assert outcome.message.startswith(f"Lab 3, task {outcome.task}: ")
+    assert [outcome.message for outcome in report.outcomes] == ["Lab 9, task 1"] * 2 + ["Lab 9, task 2"]
+
+
+def test_partial_credit(submit):
+    report = submit(in_task_1("if x.ndim == 2: return x"), None)
+    assert report.total == 70
+    assert [outcome.passed for outcome in report.outcomes] == [True, False, True]
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_the_solution_of_every_lab_gets_a_hundred(number, tmp_path):
+    """Through the grader as it is: closed in, task by task."""
+    course = all_labs(ROOT)[number]
+    shutil.copy(course.solution(), tmp_path / f"{course.name}.py")
+    if (course.folder / "answers.md").exists():
+        shutil.copy(course.folder / "answers.md", tmp_path)
+    report = grade(course, tmp_path)
+    assert [outcome for outcome in report.outcomes if not outcome.passed] == []
+    assert report.total == 100
 
 
 # ---- ending, hanging, flooding
@@ -80,12 +101,11 @@ def test_the_starter_gets_none(submit):
 
 def test_an_infinite_loop_costs_its_task_alone(submit):
     began = time.monotonic()
-    report = submit(in_forward("while True:\n    pass"), None)
-    assert time.monotonic() - began < 40
-    loop, count = LAB.tasks[0], LAB.tasks[3]
-    assert report.score(loop) == 0
-    assert report.score(count) == count.points
-    assert "did not finish in the time" in report.of(loop)[0].message
+    report = submit(in_task_1("while True:\n    pass"), None)
+    assert time.monotonic() - began < 30
+    assert report.total == 40
+    assert "did not finish in the time" in report.outcomes[0].message
+    assert "took all the time" in report.outcomes[1].message
 
 
 def test_an_infinite_loop_at_import(submit):
@@ -94,15 +114,15 @@ def test_an_infinite_loop_at_import(submit):
 
 @pytest.mark.parametrize("way", ["import sys; sys.exit(0)", "raise SystemExit", "raise KeyboardInterrupt", "quit()"])
 def test_ending_the_program_is_a_failure(submit, way):
-    report = submit(in_forward(way))
+    report = submit(in_task_1(way))
     all_failed(report, "ended the program", "NameError")  # quit() is there only where `site` puts it
 
 
 @pytest.mark.parametrize("way", ["os._exit(0)", "os.abort()", "os.kill(os.getpid(), 9)", "os.killpg(0, 9)"])
 def test_ending_the_process_is_a_failure_and_the_grader_goes_on(submit, way):
-    report = submit(in_forward(f"import os\n{way}"), None)
-    assert report.score(LAB.tasks[0]) == 0
-    assert report.score(LAB.tasks[3]) == LAB.tasks[3].points
+    report = submit(in_task_1(f"import os\n{way}"), None)
+    assert report.total == 40
+    assert [outcome.passed for outcome in report.outcomes] == [False, False, True]
 
 
 def test_an_exit_at_import(submit):
@@ -111,7 +131,7 @@ def test_an_exit_at_import(submit):
 
 
 def test_an_exception_at_import(submit):
-    all_failed(submit(at_import("1 / 0")), "cannot be imported: ZeroDivisionError: division by zero (lab3.py, line")
+    all_failed(submit(at_import("1 / 0")), "cannot be imported: ZeroDivisionError: division by zero (lab9.py, line")
 
 
 @pytest.mark.parametrize("source", ["def f(:\n", "\x00", "return 1\n", "é" * 10, "import nothing_of_that_name\n", ""])
@@ -121,59 +141,64 @@ def test_a_file_that_is_no_lab(submit, source):
     assert all(outcome.message for outcome in report.outcomes)
 
 
-def test_a_missing_file_and_an_empty_folder(tmp_path):
-    all_failed(grade(LAB, tmp_path, **QUIET), "lab3.py is missing")
-    all_failed(grade(LAB, tmp_path / "nowhere", **QUIET), "lab3.py is missing")
+def test_a_missing_file_and_an_empty_folder(lab, tmp_path):
+    all_failed(grade(lab, tmp_path), "lab9.py is missing")
+    all_failed(grade(lab, tmp_path / "nowhere"), "lab9.py is missing")
 
 
-def test_a_folder_in_the_place_of_the_file(tmp_path):
-    (tmp_path / "lab3.py").mkdir()
-    all_failed(grade(LAB, tmp_path, **QUIET), "not a plain file")
+def test_a_folder_in_the_place_of_the_file(lab, tmp_path):
+    (tmp_path / "lab9.py").mkdir()
+    all_failed(grade(lab, tmp_path), "not a plain file")
 
 
-def test_a_link_to_the_solution_is_not_followed(tmp_path):
-    (tmp_path / "lab3.py").symlink_to(LAB.solution())
-    all_failed(grade(LAB, tmp_path, **QUIET), "not a plain file")
+def test_a_link_to_the_solution_is_not_followed(lab, tmp_path):
+    (tmp_path / "lab9.py").symlink_to(lab.solution())
+    all_failed(grade(lab, tmp_path), "not a plain file")
 
 
 def test_a_huge_print_costs_nothing_but_is_cut(submit):
-    report = submit(in_forward("import os\nprint('x' * 10**7)\nos.write(1, b'y' * 10**7); os.write(2, b'z' * 10**7)"))
+    report = submit(in_task_1("import os\nprint('x' * 10**7)\nos.write(1, b'y' * 10**7); os.write(2, b'z' * 10**7)"))
     assert all(outcome.passed for outcome in report.outcomes), report.outcomes
     assert 0 < len(report.printed) <= 4000
 
 
 def test_printing_without_an_end(submit):
-    all_failed(submit(in_forward("while True:\n    print('x' * 1000)")), "did not finish", "took all the time")
+    all_failed(submit(in_task_1("while True:\n    print('x' * 1000)")), "did not finish", "took all the time")
 
 
 def test_too_much_memory(submit):
-    report = submit(in_forward("x = np.ones(10**10)"))
+    report = submit(in_task_1("x = np.ones(10**10)"))
     if sys.platform == "linux":
         all_failed(report, "more memory than the lab allows")
 
 
 def test_recursion_without_an_end(submit):
-    all_failed(submit(in_forward("return self.forward(x)")), "RecursionError")
+    all_failed(submit(in_task_1("return twice(x)")), "RecursionError")
+
+
+def test_an_answer_sent_ahead_and_then_a_loop(submit, monkeypatch):
+    """The grader sends the next request, which is longer than a pipe holds, to a process that reads no more."""
+    monkeypatch.setattr(sandbox, "GRACE", 5.0)
+    code = """
+import gc, io
+for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
+    channel.write(b'{"ok": {"list": []}}\\n{"ok": {"held": {"id": 0, "kind": "f"}}}\\n')
+    channel.flush()
+while True:
+    pass"""
+    report = submit(in_task_1(code.strip()))
+    assert report.total == 0
+    assert "ended the program" in report.outcomes[1].message
 
 
 def test_an_answer_that_is_too_long(submit):
-    report = submit(in_forward("return np.ones(2 * 10**7)"), lab=LAB)
+    report = submit(in_task_1("return np.ones(7 * 10**6)"))
     assert report.total == 0
 
 
 def test_answers_of_every_other_kind(submit):
-    for value in (
-        "None",
-        "'text'",
-        "object()",
-        "[[1], [2, 3]]",
-        "float('nan')",
-        "type",
-        "lambda: 1",
-        "{1: 2}",
-        "10**5000",
-    ):
-        report = submit(in_forward(f"return {value}"))
+    for value in ("None", "'text'", "object(), object()", "[[1], [2, 3]]", "[float('nan')] * 3, lambda: 1", "10**5000"):
+        report = submit(in_task_1(f"return {value}"))
         assert report.total == 0, value
         assert all(outcome.message for outcome in report.outcomes)
 
@@ -204,22 +229,16 @@ def read_attempts(path):
 
 @pytest.mark.parametrize("confined", [True, False], ids=["as it is", "by the watch alone"])
 @pytest.mark.parametrize("which", ["solution", "hidden_tests"])
-def test_the_solution_and_the_hidden_tests_cannot_be_read(submit, monkeypatch, which, confined):
-    """The submission does its own task right, but only if it can read: so each pass would be a leak."""
+def test_the_solution_and_the_hidden_tests_cannot_be_read(lab, submit, monkeypatch, which, confined):
     if not confined:
         monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], {}))
-    attempts = read_attempts(str(getattr(LAB, which)()))
-    code = ["got = []"]
-    for attempt in attempts:
-        code += ["try:", f"    {attempt}", f"    got.append({attempt!r})", "except BaseException: pass"]
-    report = submit(at_import("\n".join(["import numpy as np", *code, "print('read:', got)"])))
-    assert report.total > 0, report.outcomes
-    assert "read: []" in report.printed, report.printed
+    printed = attempts_that_work(submit, read_attempts(str(getattr(lab, which)())))
+    assert "done: []" in printed, printed
 
 
-def test_with_the_solution_at_hand_a_starter_still_gets_nothing(submit):
+def test_with_the_solution_at_hand_a_starter_still_gets_nothing(lab, submit):
     """Import the reference, or run it from wherever it may lie."""
-    path = str(LAB.solution())
+    path = str(lab.solution())
     code = f"""
 import sys, importlib.util
 sys.path.insert(0, {os.path.dirname(path)!r})
@@ -235,35 +254,48 @@ except BaseException:
     assert submit(unsolved(code), None).total == 0
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import socket; socket.socket()",
-        "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')",
-        "import subprocess; subprocess.run(['true'])",
-        "import os; os.system('true')",
-        "import os; os.fork()",
-        "import multiprocessing; p = multiprocessing.Process(target=print); p.start()",
-        "import ctypes; ctypes.CDLL(None)",
-        "import _posixsubprocess; _posixsubprocess.fork_exec",
-        "open('/tmp/minipeft-lab-was-here', 'w')",
-        "import os; os.remove(__import__('numpy').__file__)",
-        "import os; os.kill(os.getppid(), 9)",
-        "import torch",
-        "import scipy.linalg",
-    ],
-)
-def test_no_network_no_processes_no_other_places(submit, code):
-    all_failed(submit(at_import(code)), "cannot be imported: ")
+ELSEWHERE = [
+    "import socket; socket.socket()",
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')",
+    "import subprocess; subprocess.run(['true'])",
+    "import os; os.system('true')",
+    "import os; os._exit(0) if os.fork() else None",
+    "import multiprocessing; multiprocessing.Process(target=print).start()",
+    "import ctypes; ctypes.CDLL(None)",
+    "import _posixsubprocess; _posixsubprocess.fork_exec",
+    "open('/tmp/minipeft-lab-was-here', 'w')",
+    "open('here', 'w')",
+    "import tempfile; tempfile.TemporaryFile()",
+    "np.save('here', np.ones(3))",
+    "import os; os.mkdir('here')",
+    "import os; os.remove(np.__file__)",
+    "import os; os.kill(os.getppid(), 9)",
+    "import torch",
+    "import scipy.linalg",
+]
+
+
+def attempts_that_work(submit, attempts):
+    """Which of some attempts a submission gets away with; each one raises where it is stopped."""
+    code = ["got = []"]
+    for attempt in attempts:
+        code += ["try:", f"    {attempt}", f"    got.append({attempt!r})", "except BaseException: pass"]
+    report = submit(at_import("\n".join([*code, "print('done:', got)"])))
+    assert all(outcome.passed for outcome in report.outcomes), report.outcomes
+    return report.printed
+
+
+def test_no_network_no_processes_no_other_places(submit):
+    assert "done: []" in attempts_that_work(submit, ELSEWHERE)
     assert not Path("/tmp/minipeft-lab-was-here").exists()
 
 
-def test_the_watch_cannot_be_talked_into_anything(submit):
-    path = str(LAB.solution())
+def test_the_watch_cannot_be_talked_into_anything(lab, submit):
+    path = str(lab.solution())
     code = f"""
 import builtins, gc, os, posixpath, sys
 posixpath.realpath = os.path.realpath = lambda path, **options: os.getcwd()
-builtins.isinstance = lambda *inputs: True
+real, builtins.isinstance = builtins.isinstance, lambda *inputs: True
 class Path(str):
     def startswith(self, *inputs): return True
     def split(self, *inputs): return []
@@ -282,6 +314,7 @@ for place in (Path({path!r}), {path!r}, {path!r}.encode()):
         open(place).read()
         got.append(place)
     except BaseException: pass
+builtins.isinstance = real
 print("got:", got)
 """
     report = submit(at_import(code.strip()))
@@ -315,17 +348,17 @@ class Always(float):
     def __sub__(self, other): return Always(0)
     __ne__ = __lt__ = __gt__ = lambda self, other: False
     __le__ = __ge__ = __eq__
-LoRALinear.forward = lambda self, x: type("T", (), {"data": Always(0), "backward": lambda *a: None})()
-count_lora = lambda *a, **k: Always(0)""",
+twice = thrice = lambda x: Always(0)""",
     "the result file": """
 import json
 for path in ("results.json", "/autograder/results/results.json", "../results.json"):
     try:
         open(path, "w").write(json.dumps({"score": 100}))
     except OSError: pass""",
-    "what Tensor computes": """
-from minipeft.autograd import tensor
-Tensor.data = property(lambda self: np.zeros((1, 1)))""",
+    "what minipeft and NumPy compute": """
+from minipeft import Tensor
+Tensor.__init__ = Tensor.backward = lambda *a, **k: None
+np.ndarray = np.zeros""",
     "an answer sent ahead": """
 import gc, io
 for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
@@ -344,7 +377,7 @@ for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]
 
 @pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES.keys())
 def test_patching_gains_nothing(submit, patch):
-    report = submit(unsolved(patch.strip()), None)
+    report = submit(unsolved(patch.strip()))
     assert report.total == 0, [outcome for outcome in report.outcomes if outcome.passed]
 
 
@@ -361,22 +394,35 @@ def test_minipeft_on_the_disk_is_as_before(submit):
 # ---- the library's own implementation
 
 
+OWN = [
+    "from minipeft.peft.lora import LoRALinear",
+    "import minipeft; minipeft.peft.lora.LoRALinear",
+    "import minipeft.peft",
+    "from minipeft.cost.count import count",
+    "import importlib; importlib.import_module('minipeft.peft.lora').LoRALinear",
+    "import sys; sys.meta_path = sys.meta_path[1:]; from minipeft.peft.lora import LoRALinear",
+    "import minipeft, pathlib; exec((pathlib.Path(minipeft.__file__).parent / 'peft' / 'lora.py').read_text())",
+    "import minipeft.labs.kit",
+]
+
+
+def test_the_librarys_own_implementation_is_closed(submit):
+    assert "done: []" in attempts_that_work(submit, OWN)
+
+
 @pytest.mark.parametrize(
-    "code",
-    [
-        "from minipeft.peft.lora import LoRALinear",
-        "import minipeft; LoRALinear = minipeft.peft.lora.LoRALinear",
-        "import minipeft.peft",
-        "from minipeft.cost.count import count",
-        "import importlib; LoRALinear = importlib.import_module('minipeft.peft.lora').LoRALinear",
-        "import sys; sys.meta_path = sys.meta_path[1:]; from minipeft.peft.lora import LoRALinear",
-        "import minipeft, pathlib; exec((pathlib.Path(minipeft.__file__).parent / 'peft' / 'lora.py').read_text())",
-    ],
+    "name", ["functional.attention(x, x, x, 1)", "nn.LayerNorm(2)(x)", "nn.Block", "functional.softmax(x)"]
 )
-def test_the_librarys_own_implementation_is_closed(submit, code):
-    report = submit(unsolved(code))
-    assert report.total == 0
-    assert "cannot be imported" in report.outcomes[0].message
+def test_a_single_function_can_be_closed(lab, tmp_path, name):
+    """As lab 2 closes attention, and leaves softmax open; what is closed says so."""
+    closed = dataclasses.replace(lab, closed=all_labs(ROOT)[2].closed)
+    code = f"import minipeft\nfrom minipeft import functional, nn\nx = minipeft.Tensor(np.ones((1, 2, 2)))\n{name}.data"
+    (tmp_path / "lab9.py").write_text(at_import(code))
+    report = grade(closed, tmp_path, only=1)
+    if "softmax" in name:
+        assert report.total == 60
+    else:
+        all_failed(report, "is what this lab asks you to write")
 
 
 def test_closed_says_so(submit):
@@ -384,22 +430,37 @@ def test_closed_says_so(submit):
     assert "minipeft.peft is what this lab asks you to write" in report.outcomes[0].message
 
 
+def test_what_is_closed_is_nowhere_in_the_memory(lab, tmp_path):
+    """Lab 2's attention and Block, lab 1's everything: in no module, no list of objects, no globals of the runner."""
+    labs = all_labs(ROOT)
+    code = """
+import gc, sys
+runner = vars(sys.modules["__main__"])
+spaces = [runner] + [f.__globals__ for f in runner.values() if hasattr(f, "__globals__")]
+names = {name for space in spaces for name in space} & {"active", "functional", "cross_entropy"}
+kinds = [o for o in gc.get_objects() if isinstance(o, (type, type(lambda: 1)))]
+own = {o.__qualname__ for o in kinds if str(o.__module__).startswith("minipeft.")}
+print("left:", sorted(names), sorted(own & {"attention", "Block", "Transformer", "cross_entropy", "matmul"}))
+"""
+    for number, left in ((2, "['cross_entropy', 'matmul']"), (1, "[]")):
+        (tmp_path / "lab9.py").write_text(at_import(code.strip()))
+        printed = grade(dataclasses.replace(lab, closed=labs[number].closed), tmp_path, only=1).printed
+        assert printed == f"left: [] {left}\n"
+
+
 # ---- the layers beneath
 
 
-def test_the_user_nobody_is_enough_to_grade(submit, monkeypatch, tmp_path):
-    if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("only root can run a submission as another user")
-    monkeypatch.setattr(
-        sandbox, "confinement", lambda hidden: ([], {"user": 65534, "group": 65534, "extra_groups": []})
-    )
+def test_the_user_nobody_is_enough_to_grade(submit, monkeypatch):
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
     try:
-        report = submit(SOLVED)
-    except (OSError, sandbox.SessionEnded):
-        pytest.skip("nobody cannot read this Python")
-    if "cannot be imported" in (report.outcomes[0].message or ""):
-        pytest.skip("nobody cannot read this Python")
-    assert all(outcome.passed for outcome in report.outcomes)
+        readable = not subprocess.call([sys.executable, "-c", "import numpy, minipeft"], cwd="/", **nobody)
+    except (OSError, ValueError):
+        readable = False
+    if not readable:
+        pytest.skip("not root, or the user nobody cannot read this Python")
+    monkeypatch.setattr(sandbox, "confinement", lambda hidden: ([], nobody))
+    assert submit(SOLVED, None).total == 100
 
 
 def test_without_anything_of_the_system_the_result_is_the_same(submit, monkeypatch):
@@ -409,11 +470,9 @@ def test_without_anything_of_the_system_the_result_is_the_same(submit, monkeypat
 
 
 def test_nothing_is_left_behind(submit, tmp_path, monkeypatch):
-    import tempfile
-
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    submit(in_forward("import os\nopen('mine', 'w').write('x')\nos._exit(1)"))
+    submit(in_task_1("import os\nos._exit(1)"))
     assert not list(place.iterdir())
     shutil.rmtree(place)

@@ -162,6 +162,7 @@ def test_a_label_that_changes_the_prompts_tokens_is_an_error():
         label_likelihoods(tiny_decoder(), ["on"], [""])
 
 
+@pytest.mark.slow
 def test_smollm2_knows_a_good_review_from_a_bad_one(asset):
     pytest.importorskip("gguf")
     asset("smollm2")

@@ -25,6 +25,15 @@ CELLS = [
     ("intrinsic", "1000", 149_610, 0.76, 700.0),
     ("full", "", 22_700_000, 0.867, 400.0),
 ]
+BLOCKS = [f"blocks.{i}" for i in range(6)]
+LAYERS = {
+    "head": ["head"],
+    "topk": [*BLOCKS[4:], "head"],
+    "lora": [*BLOCKS, "head"],
+    "adapter": [*BLOCKS, "head"],
+    "intrinsic": ["head", "method"],
+    "full": ["embed", *BLOCKS, "head"],
+}
 Writer = Callable[..., Path]
 
 
@@ -38,6 +47,7 @@ def made_up_row(cell: tuple[str, str, int, float, float], seed: int) -> dict[str
         "method": method,
         "setting": setting,
         "seed": seed,
+        "lr": 1e-3,
         "trainable_params": trainable,
         "trainable_percent": 100 * trainable / 22_700_000,
         "method_params": trainable - head,
@@ -57,6 +67,7 @@ def made_up_row(cell: tuple[str, str, int, float, float], seed: int) -> dict[str
         "gradient_mb": megabytes,
         "optimizer_mb": 2 * megabytes,
         "saved_mb": megabytes,
+        "gradient_norms": ";".join(f"{layer}:{0.1 * trainable**0.1:.4f}" for layer in LAYERS.get(method, ["head"])),
         "loss_curve": ";".join(f"{step}:{loss:.4f}" for step, loss in losses),
     }
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from minipeft.errors import UserError
-from minipeft.report.page import COLUMNS, write_page
+from minipeft.report.page import COLUMNS, IMAGES, PLOTS, write_page
 from minipeft.report.plots import FIGURES
 from minipeft.report.summary import MEASURES
 
@@ -34,6 +34,7 @@ class Outline(HTMLParser):
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.words = ""
+        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -47,7 +48,10 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words += data
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        else:
+            self.words += data
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -62,6 +66,11 @@ def run_folder(write_results, tmp_path):
     for name in FIGURES:
         (tmp_path / "figures" / f"{name}.svg").write_text(STUB)
     return tmp_path
+
+
+def data_of(page: Outline) -> dict:
+    """What the plots are drawn from."""
+    return json.loads(page.scripts[0])
 
 
 def test_the_page_holds_every_method_every_figure_and_every_column(run_folder):
@@ -80,17 +89,36 @@ def test_the_page_holds_every_method_every_figure_and_every_column(run_folder):
     assert "22,700,000" in page.words
     assert "±" in page.words
     images = page.all("img")
-    assert len(images) == 4
+    assert len(images) == len(IMAGES) == 2
+    data = data_of(page)
+    assert data["cells"][0]["label"] == "Full fine-tuning"
+    assert data["layers"] == ["embed", *(f"blocks.{i}" for i in range(6)), "head", "method"]
+    assert len(data["axes"]) == 4
+    assert set(PLOTS) <= {attributes.get("id") for _, attributes in page.elements}
     assert all(image["src"].startswith("data:image/svg+xml;base64,") and len(image["alt"]) > 40 for image in images)
-    for heading, _, meaning in COLUMNS.values():
-        assert page.words.count(heading) >= 2
+    for name, (heading, _, meaning) in COLUMNS.items():
+        of_other_tasks = name in ("perplexity", "bits_per_byte", "untrained")
+        assert page.words.count(heading) >= (1 if of_other_tasks else 2)
         assert meaning in page.words
+    assert data["score"]["name"] == "Accuracy"
+    assert data["cells"][0]["score"] == pytest.approx(100 * 0.867, abs=2)
     assert set(COLUMNS) == set(MEASURES)
+
+
+def test_a_text_is_scored_in_bits_per_byte(write_results, tmp_path):
+    write_results(seeds=2, accuracy="", perplexity=9.5, bits_per_byte=1.25, untrained=2.5)
+    (tmp_path / "config.json").write_text("{}")
+    page = Outline(write_page(tmp_path).read_text(encoding="utf-8"))
+    data = data_of(page)
+    assert data["score"]["name"] == "Bits per byte"
+    assert {cell["score"] for cell in data["cells"]} == {1.25}
+    assert "1.250" in data["cells"][0]["hover"]
+    assert page.words.count("Accuracy %") == 1  # among the columns that are explained
 
 
 def test_the_page_needs_nothing_else(run_folder):
     page = Outline(write_page(run_folder).read_text(encoding="utf-8"))
-    assert not page.all("script")
+    assert all("src" not in attributes for attributes in page.all("script"))
     assert not page.all("link")
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -113,9 +141,10 @@ def test_what_comes_from_files_is_escaped(write_results, tmp_path):
         json.dumps({**CONFIG, "model": evil, evil: [evil, {evil: evil}], "methods": [evil]})
     )
     text = write_page(tmp_path).read_text(encoding="utf-8")
-    assert "<script" not in text
+    assert "<script>alert" not in text
     page = Outline(text)
     assert evil in page.words
+    assert "<" not in data_of(page)["cells"][0]["label"]  # Plotly reads some HTML
 
 
 def test_one_seed_shows_no_spread_and_a_diverged_run_says_so(write_results, tmp_path):
@@ -125,6 +154,7 @@ def test_one_seed_shows_no_spread_and_a_diverged_run_says_so(write_results, tmp_
     assert "±" not in page.words
     assert "one seed" in page.words
     assert "diverged" in page.words
+    assert data_of(page)["cells"][0]["spread"] == 0
 
 
 def test_figures_are_drawn_when_they_are_older_than_the_results(run_folder):

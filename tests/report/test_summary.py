@@ -12,7 +12,9 @@ from minipeft.errors import UserError
 from minipeft.report.summary import COLUMNS, FAMILIES, MEASURES, Row, read_results, summarise
 
 COUNTS = dict.fromkeys(("seed", "trainable_params", "method_params", "head_params", "total_params"), 1)
-ROW = Row("lora", "8", **COUNTS, **dict.fromkeys(set(MEASURES) - set(COUNTS), 0.8), loss_curve=((1, 0.7),))
+ROW = Row(
+    "lora", "8", **COUNTS, **dict.fromkeys(set(MEASURES) - set(COUNTS), 0.8), loss_curve=((1, 0.7),), gradient_norms=()
+)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8))
@@ -43,7 +45,7 @@ def test_order_is_family_then_parameters_whatever_the_order_of_the_rows(names):
 def test_every_measure_is_summarised():
     (cell,) = summarise([ROW])
     assert set(cell.mean) == set(cell.sd) == set(MEASURES)
-    assert set(COLUMNS) - set(MEASURES) == {"method", "setting", "seed", "loss_curve"}
+    assert set(COLUMNS) - set(MEASURES) == {"method", "setting", "seed", "loss_curve", "gradient_norms"}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,8 @@ def test_columns_are_found_by_name(write_results):
         ("method", " ", "name of a method"),
         ("loss_curve", "1:0.7;2", "step:loss pairs"),
         ("loss_curve", "2:0.7;1:0.6", "ascending"),
+        ("gradient_norms", "embed:0.7;head", "layer:norm pairs"),
+        ("gradient_norms", "head:0.7;head:0.6", "each layer once"),
         ("test_loss", "-1", "a loss"),
     ],
 )
@@ -128,7 +132,7 @@ def test_a_line_cut_short_is_named(write_results):
     path = write_results()
     text = path.read_text().splitlines()
     path.write_text("\n".join([*text[:2], ",".join(text[2].split(",")[:7])]))
-    with pytest.raises(UserError, match=r"line 3, column total_params: nothing there; the line has 7 cells"):
+    with pytest.raises(UserError, match=r"line 3, column head_params: nothing there; the line has 7 cells"):
         read_results(path)
 
 

@@ -25,7 +25,7 @@ def matmul_vjp(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Task 2. The gradient of an input of `shape` that was broadcast to g.shape: sum g over every axis that was repeated.
 
-    An axis was repeated if `shape` does not have it (NumPy adds axes on the left), or has it with length 1 where g has more.
+    An axis was repeated if `shape` does not have it (NumPy adds axes on the left), or has it with length 1 where g has not.
     """
     raise NotImplementedError("Lab 1, task 2: sum g over the repeated axes.")
 

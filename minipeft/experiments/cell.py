@@ -1,0 +1,155 @@
+"""One cell of an experiment: a model, a task, a method and a seed; from the pre-trained weights to a row of results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minipeft.backend import random
+from minipeft.backend.workers import default_workers
+from minipeft.cost import gradient_norms, measure_step
+from minipeft.data import TrainingSet
+from minipeft.errors import UserError
+from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.problems import Measured, Problem, base_model, tokenizer_of
+from minipeft.peft import PeftModel, get_peft_model
+from minipeft.training import Trainer, TrainingConfig
+
+OnStep = Callable[[int, int, Any], None]
+MB = 1e6
+CURVE_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells share.
+
+    Attributes:
+        model: a known name or a Hugging Face folder.
+        task: a known name or a .csv or .jsonl file; or "lm:CORPUS" or "instruct:...", see `problems.py`.
+        train_size: rows to train on, of the fixed order of the task's training split; windows of a text.
+        test_size: rows to test on, likewise.
+        epochs: passes over the training rows.
+        batch_size: rows a step.
+        max_length: longest text, in tokens.
+        backend: where to compute.
+        workers: threads that share each batch; the last bits of the results depend on their number.
+    """
+
+    model: str = "minilm"
+    task: str = "sarcasm"
+    train_size: int = 1000
+    test_size: int = 1000
+    epochs: int = 3
+    batch_size: int = 32
+    max_length: int = 64
+    backend: str = "numpy"
+    workers: int = field(default_factory=default_workers)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell: the model as trained, what the test found, and its row of results."""
+
+    model: PeftModel
+    score: Measured
+    row: dict[str, Any]
+
+
+def build(settings: Settings, problem: Problem, spec: MethodSpec, seed: int) -> PeftModel:
+    """The pre-trained model with the method attached, as at step 0 of the cell (spec, seed)."""
+    random.seed(seed)
+    return get_peft_model(base_model(settings, problem.labels), spec.config)
+
+
+def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
+    """How a cell is trained."""
+    return TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size, workers=settings.workers)
+
+
+def run_cell(
+    settings: Settings,
+    problem: Problem,
+    data: tuple[TrainingSet, Any, float | None],
+    spec: MethodSpec,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
+) -> Cell:
+    """Train `spec` on data[0] and score it on data[1]; data[2] is the score before any training, where there is one.
+
+    With a checkpoint, a run that was killed goes on from there.
+
+    Raises:
+        Diverged: the loss is not finite.
+        KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
+    """
+    model = build(settings, problem, spec, seed)
+    pad_id = tokenizer_of(model).pad_id
+    config = training_config(settings, spec)
+    identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
+    trainer = Trainer(model, data[0], pad_id, config, checkpoint, identity, on_step)
+    first = trainer.first_batch()
+    cost = measure_step(model, lambda: trainer.loss(first))
+    trainer.optimizer.zero_grad()
+    trainer.loss(first).backward()
+    norms = gradient_norms(model)
+    result = trainer.run()
+    score = problem.score(model, data[1], settings.workers)
+    count = model.count_parameters()
+    row = {
+        "method": spec.family,
+        "setting": spec.setting,
+        "seed": seed,
+        "lr": spec.lr,
+        "trainable_params": count.trainable,
+        "trainable_percent": round(count.percent, 4),
+        "method_params": count.method,
+        "head_params": count.head,
+        "total_params": count.total,
+        "accuracy": rounded(score.accuracy),
+        "test_loss": round(score.loss, 6),
+        "perplexity": rounded(score.perplexity),
+        "bits_per_byte": rounded(score.bits_per_byte),
+        "untrained": data[2],
+        "train_seconds": round(result.seconds, 3),
+        "step_ms": round(result.step_ms, 2),
+        "forward_gflop": round(cost.forward_flops / 1e9, 6),
+        "backward_gflop": round(cost.backward_flops / 1e9, 6),
+        "activation_mb": round(cost.activations / MB, 3),
+        "peak_mb": round(cost.peak / MB, 1),
+        "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
+        "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
+        "saved_mb": round(sum(array.nbytes for array in model.exported()[1].values()) / MB, 3),
+        "loss_curve": curve(result.losses),
+        "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),
+    }
+    return Cell(model, score, row)
+
+
+def curve(losses: list[float]) -> str:
+    """Up to 60 points "step:mean loss since the point before", joined by semicolons."""
+    width = -(-len(losses) // CURVE_POINTS)
+    points = []
+    for start in range(0, len(losses), width):
+        part = losses[start : start + width]
+        points.append(f"{start + len(part)}:{sum(part) / len(part):.5f}")
+    return ";".join(points)
+
+
+def check_sizes(settings: Settings, problem: Problem) -> None:
+    """Raises UserError when the task has fewer rows than asked for, or another number cannot be."""
+    problem.check(settings)
+    numbers = (settings.train_size, settings.test_size, settings.epochs, settings.batch_size, settings.workers)
+    if min(numbers) < 1 or settings.max_length < 4:
+        raise UserError(
+            "A run needs train_size ≥ 1, test_size ≥ 1, epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4."
+        )
+
+
+def rounded(value: float | None) -> float | None:
+    """To six decimals; None stays."""
+    return None if value is None else round(value, 6)

@@ -1,0 +1,59 @@
+"""Adapters: how wide they must be, and which of them matter (arXiv 1902.00751, section 3.6).
+
+An ablation trains adapters in all blocks, then switches off those of the blocks i..j, without training again.
+"""
+
+from __future__ import annotations
+
+from minipeft.errors import UserError
+from minipeft.experiments.cell import OnStep, Settings
+from minipeft.experiments.problems import tokenizer_of
+from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
+from minipeft.nn import Module
+from minipeft.peft.adapter import AdapterBlock
+from minipeft.training import evaluate
+
+
+def jobs(lab: Lab) -> Jobs:
+    """The ablations, then the widths."""
+    choices = lab.plan.choices
+    for seed in lab.seeds:
+        yield ablation(lab, choices["ablated"], seed)
+    for seed in lab.seeds:
+        for width in choices["widths"]:
+            yield lab.job(f"adapter:{width}", seed)
+
+
+def ablation(lab: Lab, width: int, seed: int) -> Job:
+    """Accuracies with the adapters of the blocks first..last off: `spans` has [first, last, accuracy] for each pair."""
+
+    def run(on_step: OnStep | None) -> Row:
+        cell = lab.run(f"adapter:{width}", seed, on_step)
+        pad_id, spans = tokenizer_of(cell.model).pad_id, []
+        for first in range(lab.layers):
+            for last in range(first, lab.layers):
+                switch_off(cell.model.model, range(first, last + 1))
+                score = evaluate(cell.model, lab.test, pad_id, workers=lab.settings.workers)
+                spans.append([first, last, round(score.accuracy, 6)])
+        return {"seed": seed, "width": width, "accuracy": cell.row["accuracy"], "spans": spans}
+
+    return Job(f"ablation of adapter:{width}, seed {seed}", run)
+
+
+def switch_off(model: Module, blocks: range) -> None:
+    """Let the adapters of these blocks do nothing, and all others work."""
+    for number, block in enumerate(vars(model)["blocks"]):
+        if not isinstance(block, AdapterBlock):
+            raise UserError(f"Block {number} has no adapter to switch off.")
+        block.enabled = number not in blocks
+
+
+STUDY = Study(
+    "adapters",
+    "How wide must an adapter be, and which adapters matter?",
+    full=Plan(Settings(), 3, {"ablated": 64, "widths": [1, 2, 4, 8, 16, 32, 64, 128]}),
+    quick=Plan(
+        Settings("glassllm", train_size=200, test_size=200, epochs=2), 1, {"ablated": 16, "widths": [1, 4, 16, 64]}
+    ),
+    jobs=jobs,
+)

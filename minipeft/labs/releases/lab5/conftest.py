@@ -1,0 +1,3 @@
+"""Lets `pytest` find the lab: `pytest` runs every public test, `pytest -m lab5_2` those of task 2."""
+
+pytest_plugins = ["minipeft.labs.plugin"]

@@ -1,0 +1,3 @@
+"""Lets `pytest` find the lab: `pytest` runs every public test, `pytest -m lab6_2` those of task 2."""
+
+pytest_plugins = ["minipeft.labs.plugin"]

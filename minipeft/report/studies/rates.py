@@ -1,0 +1,72 @@
+"""The result of `minipeft study rates`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import geometric_mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from minipeft.report.studies.drawing import curve, legend, log_ticks
+from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name, title
+from minipeft.report.style import blank_figure, family_looks
+
+
+def result(rows: Rows, config: Mapping[str, Any]) -> Result:
+    """The best rate of each method, and LoRA's over full's."""
+    accuracy = group(rows, lambda row: (name(row), row["lr"]))
+    methods, rates = list(dict.fromkeys(m for m, _ in accuracy)), sorted({lr for _, lr in accuracy})
+    best = {m: max((lr for lr in rates if (m, lr) in accuracy), key=lambda lr: accuracy[m, lr].mean) for m in methods}
+    sentences = [
+        "Best rates: " + ", ".join(f"{title(m)} {best[m]:g} ({accuracy[m, best[m]].percent} %)" for m in methods) + "."
+    ]
+    edges = [m for m in methods if best[m] in (rates[0], rates[-1])]
+    if edges:
+        sentences.append(
+            f"At the edge of the grid, so that the true best may lie outside: {', '.join(map(title, edges))}."
+        )
+    lora = next((m for m in methods if m.startswith("lora")), None)
+    if lora and "full" in best:
+        ratios = []
+        for seed in sorted({row["seed"] for row in rows}):
+            own = {(name(r), r["lr"]): r["accuracy"] for r in rows if r["seed"] == seed and r["accuracy"] is not None}
+            tried = {m: [lr for lr in rates if (m, lr) in own] for m in (lora, "full")}
+            if len(tried[lora]) == len(tried["full"]) == len(rates):
+                top = {m: max(lrs, key=lambda lr: own[m, lr]) for m, lrs in tried.items()}
+                ratios.append(top[lora] / top["full"])
+        step = rates[1] / rates[0] if len(rates) > 1 else 1
+        sentences.append(
+            f"LoRA's best is {best[lora] / best['full']:.3g} times full fine-tuning's, on a grid of steps of about "
+            f"{step:.2g}."
+            + (
+                f" Seed by seed: {', '.join(f'{ratio:.3g}' for ratio in ratios)} (geometric mean "
+                f"{geometric_mean(ratios):.3g})."
+                if len(ratios) > 1
+                else ""
+            )
+        )
+    heads = ["method", *(f"{lr:g}" for lr in rates)]
+    table = [
+        [title(m), *(accuracy[m, lr].percent if (m, lr) in accuracy else "diverged" for lr in rates)] for m in methods
+    ]
+    return Result(sentences, {"rates": _figure(rows, methods, rates)}, [markdown(heads, table)])
+
+
+def _figure(rows: Rows, methods: list[str], rates: list[float]) -> Figure:
+    accuracy = group(rows, lambda row: (name(row), row["lr"]))
+    figure = blank_figure(9, 5.2, "Accuracy against the learning rate", f"Validation rows; {bars_text(rows)}")
+    axes = figure.add_subplot()
+    looks = family_looks(m.split(":")[0] for m in methods)
+    for m in methods:
+        points = {lr: accuracy[m, lr] for lr in rates if (m, lr) in accuracy}
+        curve(axes, points, looks[m.split(":")[0]], title(m))
+        top = max(points, key=lambda lr: points[lr].mean)
+        axes.plot(
+            top, 100 * points[top].mean, "o", markersize=19, fillstyle="none", color=looks[m.split(":")[0]].colour
+        )
+    log_ticks(axes, rates)
+    axes.set_xlabel("Learning rate (log scale); a ring marks each method's best")
+    axes.set_ylabel("Validation accuracy (%)")
+    legend(axes)
+    return figure
