@@ -94,7 +94,7 @@ class Settings:
             raise UserError(f"A model is named twice in {', '.join(self.models)}.")
 
 
-QUICK = {"validation_size": 40, "test_size": 60, "epochs": 6, "corpus": "tweets", "pretrain_epochs": 1}
+QUICK = {"validation_size": 24, "test_size": 40, "epochs": 4, "corpus": "tweets", "pretrain_epochs": 1}
 
 
 @dataclass(frozen=True)
