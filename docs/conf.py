@@ -7,6 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 import minipeft
 
 HERE = Path(__file__).parent
@@ -18,6 +21,7 @@ extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.
 exclude_patterns = ["_build", "conf.py", "api/modules.rst"]
 html_theme = "furo"
 html_title = "minipeft"
+html_math_renderer = "mathml"  # formulas without a script from the network
 
 # The lessons: percent scripts, run as notebooks. Sphinx wants its sources below its own folder.
 os.environ.setdefault("MINIPEFT_FAST", "1")
@@ -48,4 +52,19 @@ autodoc_mock_imports = ["cupy", "cupy_backends", "numba", "gguf"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_ivar = True
+suppress_warnings = ["ref.python"]  # two packages may each have a `Settings`: a link to either will do
 default_role = "code"  # `name` in a docstring is code
+
+
+def setup(app):
+    """Formulas as MathML, which browsers draw by themselves."""
+
+    def inline(page, node):
+        page.body.append(convert(node.astext()))
+        raise nodes.SkipNode
+
+    def block(page, node):
+        page.body.append(f"<div>{convert(node.astext(), display='block')}</div>")
+        raise nodes.SkipNode
+
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))

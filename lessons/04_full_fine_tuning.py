@@ -174,9 +174,9 @@ assert sum(memory.values()) == 4 * memory["weights"]
 assert moved.max() < 0.1
 if not lesson.fast:
     # The recipe learns; with a rate too high, or without pre-training, the same steps give little more than a guess.
-    assert scores["pre-trained"].accuracy > 0.75
-    assert scores["100 × the rate"].accuracy < scores["pre-trained"].accuracy - 0.1
-    assert scores["fresh weights"].accuracy < scores["pre-trained"].accuracy - 0.1
+    assert scores["pre-trained"].accuracy > majority + 0.1
+    assert scores["100 × the rate"].accuracy < scores["pre-trained"].accuracy - 0.05
+    assert scores["fresh weights"].accuracy < scores["pre-trained"].accuracy - 0.05
 
 # %% [markdown]
 # ## Exercises

@@ -214,7 +214,7 @@ assert np.abs(merged - before).max() < 1e-4 and restored
 assert (of_delta[r:] < 1e-4 * of_delta[0]).all() and share < 0.5
 if not lesson.fast:
     # A higher rank helps on this task, with one learning rate and 640 rows; the first few ranks help most.
-    assert scores[16].accuracy > scores[1].accuracy + 0.02 and scores[1].accuracy > 0.6
+    assert scores[16].accuracy > scores[1].accuracy + 0.02 and scores[1].accuracy > 0.55
 
 # %% [markdown]
 # ## Exercises

@@ -173,8 +173,8 @@ if not lesson.fast:
     # From a pre-trained start few dimensions go further; with a hundred, both starts get there.
     assert all(reached["pre-trained", d] > reached["fresh", d] + 0.05 for d in (1, 3))
     assert min(reached["pre-trained", 100], reached["fresh", 100]) > 0.97
-    # A thousand directions fit the headlines better than ten.
-    assert results["d = 1000"][0] < results["d = 10"][0]
+    # Along fixed random directions the headlines are learnt, too: the loss falls below a guess's, ln 2.
+    assert all(loss < 0.69 for loss, _ in results.values())
 
 # %% [markdown]
 # ## Exercises

@@ -30,8 +30,8 @@ class ChatFormat:
 def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     """The format that a tokenizer's tokens are made for.
 
-    With <|im_start|> and <|im_end|> it is ChatML, as SmolLM2's and as the tokenizers of `minipeft pretrain` have it; else
-    headings in plain text, as Alpaca's, and the end-of-text token.
+    With `<|im_start|>` and `<|im_end|>` it is ChatML, as SmolLM2's and as the tokenizers of `minipeft pretrain` have it;
+    else headings in plain text, as Alpaca's, and the end-of-text token.
 
     Raises:
         UserError: the tokenizer has no token to end an answer with.

@@ -73,13 +73,15 @@ def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
 def run_cell(
     settings: Settings,
     problem: Problem,
-    data: tuple[TrainingSet, Any],
+    data: tuple[TrainingSet, Any, float | None],
     spec: MethodSpec,
     seed: int,
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
 ) -> Cell:
-    """Train `spec` on data[0] and score it on data[1]. With a checkpoint, a run that was killed goes on from there.
+    """Train `spec` on data[0] and score it on data[1]; data[2] is the score before any training, where there is one.
+
+    With a checkpoint, a run that was killed goes on from there.
 
     Raises:
         Diverged: the loss is not finite.
@@ -112,6 +114,7 @@ def run_cell(
         "test_loss": round(score.loss, 6),
         "perplexity": rounded(score.perplexity),
         "bits_per_byte": rounded(score.bits_per_byte),
+        "untrained": data[2],
         "train_seconds": round(result.seconds, 3),
         "step_ms": round(result.step_ms, 2),
         "forward_gflop": round(cost.forward_flops / 1e9, 6),
@@ -143,7 +146,7 @@ def check_sizes(settings: Settings, problem: Problem) -> None:
     numbers = (settings.train_size, settings.test_size, settings.epochs, settings.batch_size, settings.workers)
     if min(numbers) < 1 or settings.max_length < 4:
         raise UserError(
-            "A comparison needs train_size, test_size, epochs, batch_size and workers ≥ 1, and max_length ≥ 4."
+            "A run needs train_size ≥ 1, test_size ≥ 1, epochs ≥ 1, batch_size ≥ 1, workers ≥ 1 and max_length ≥ 4."
         )
 
 

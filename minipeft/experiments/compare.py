@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.backend import random, set_backend
+from minipeft.data import TrainingSet
 from minipeft.errors import UserError
 from minipeft.experiments.cell import Settings, build, check_sizes, rounded, run_cell
 from minipeft.experiments.methods import MethodSpec
@@ -59,8 +60,7 @@ def compare(
     missing = [spec for spec in specs if any((spec.family, spec.setting, s) not in finished for s in range(seeds))]
     for spec in missing:  # a wrong K or target fails now, not after an hour
         build(settings, problem, spec, seed=0)
-    data = problem.encode(settings) if missing else None
-    before = _untrained(settings, problem, data) if missing else None
+    data = _data(settings, problem) if missing else None
     if tuned:
         specs = tune(settings, problem, specs, out, listener)
         cells = {(spec.family, spec.setting, seed): spec for seed in range(seeds) for spec in specs}
@@ -71,9 +71,8 @@ def compare(
             checkpoint = _checkpoint(out, spec, seed)
             on_step = teller(listener, spec, seed, index, len(order))
             cell = run_cell(settings, problem, data, spec, seed, checkpoint, on_step)
-            row = {**cell.row, "untrained": before}
-            folder.add(row, cell.score.predictions, cell.score.labels)
-            finished[key] = row
+            folder.add(cell.row, cell.score.predictions, cell.score.labels)
+            finished[key] = cell.row
             checkpoint.unlink(missing_ok=True)
             folder.write_csv(order)
         if listener is not None:
@@ -81,13 +80,14 @@ def compare(
     return folder.write_csv(order)
 
 
-def _untrained(settings: Settings, problem: Problem, data: Any) -> float | None:
-    """What a language model scores before any training: its bits per byte, or its accuracy. A fresh classifier: nothing."""
+def _data(settings: Settings, problem: Problem) -> tuple[TrainingSet, Any, float | None]:
+    """What to train on, what to test on, and a language model's bits per byte, or accuracy, before any training."""
+    train, test = problem.encode(settings)
     if not is_language(settings.task):
-        return None
+        return train, test, None
     random.seed(0)
-    found = problem.score(base_model(settings, None), data[1], settings.workers)
-    return rounded(found.accuracy if found.bits_per_byte is None else found.bits_per_byte)
+    found = problem.score(base_model(settings, None), test, settings.workers)
+    return train, test, rounded(found.accuracy if found.bits_per_byte is None else found.bits_per_byte)
 
 
 def _checkpoint(out: Path, spec: MethodSpec, seed: int) -> Path:

@@ -5,7 +5,8 @@ same 16 examples, once for each data seed; what is fine-tuned is the classifier 
 or with LoRA, and the checkpoint is the one that is best on validation rows of the domain; each pair of a fine-tuned model
 and a prompted one is compared by Welch's t-test over the seeds.
 
-What differs here
+What differs here:
+
 - Models of 0.9 M, 2.2 M and 135 M parameters instead of OPT's 125 M to 30 B; the first two are pre-trained on
   the spot, on the task's training texts of all kinds, without labels.
 - One task, the sentiment of tweets to airlines, and one shift, to tweets about technology companies, instead of inference

@@ -56,7 +56,7 @@ def tune(
         trial: dict[str, Any] = {"method": spec.name, "lr": lr, "accuracy": None, "loss": None}
         try:
             on_step = teller(listener, spec, 0, index, len(wanted), trial=True)
-            score = run_cell(settings, problem, (train, validation), spec, 0, None, on_step).score
+            score = run_cell(settings, problem, (train, validation, None), spec, 0, None, on_step).score
             if score.loss < float("inf"):  # and no NaN
                 trial |= {"accuracy": rounded(score.accuracy), "loss": round(score.loss, 6)}
         except Diverged:

@@ -164,8 +164,8 @@ def readable_places() -> list[str]:
     return [root for root in roots if root] + ["/usr/share/zoneinfo", "/etc/localtime"]
 
 
-def watch(folder: str, readable: list[str], refused: list[str]) -> None:
-    """From now on: read only `readable` without `refused`, write only in `folder`, no network, no processes.
+def watch(readable: list[str], refused: list[str]) -> None:
+    """From now on: read only `readable` without `refused`, write nothing, no network, no processes.
 
     The hook uses nothing that Python code can exchange: what it needs is bound now, and paths are compared as texts.
     """
@@ -175,14 +175,12 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
         if path.endswith(".py"):
             parent, name = os.path.split(path)
             closed += (os.path.join(parent, "__pycache__", name.removesuffix(".py")) + ".",)
-    own = tuple({folder, os.path.realpath(folder)})
 
     def hook(
         event: str,
         args: Any,
         allowed: Any = allowed,
         closed: Any = closed,
-        own: Any = own,
         sep: str = os.sep,
         here: Any = os.getcwd,
         look: Any = os.stat,
@@ -235,13 +233,8 @@ def watch(folder: str, readable: list[str], refused: list[str]) -> None:
                     folder_opened = False
                 if folder_opened:
                     raise no(f"{whole_path} is a folder")
-            inside = False
-            for root in own:
-                inside = inside or whole_path == root or whole_path.startswith(root + sep)
-            if inside and event != "import":
-                continue
             found = False
-            for root in allowed if not write and event != "os.chdir" else ():
+            for root in () if write else allowed:
                 under = whole_path == root or whole_path.startswith(root + sep)
                 found = found or (under and ("-packages" in root or "-packages" not in whole_path))
             for root in closed:

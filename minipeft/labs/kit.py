@@ -1,4 +1,4 @@
-"""What a lab's tests are written with. A test is a function of `lab`, the student's module, and `mp`, which is minipeft:
+"""What a lab's tests are written with. A test is a function of `lab`, the student's module, and `mp`, which is minipeft::
 
     @task(2)
     def test_starts_as_the_base(lab, mp):

@@ -16,7 +16,13 @@ SETUP = """#!/usr/bin/env bash
 # Gradescope runs this once, when the autograder is built.
 set -euo pipefail
 apt-get update && apt-get install -y --no-install-recommends python3 python3-pip python3-venv util-linux
-python3 -m venv /autograder/venv
+if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    python3 -m venv /autograder/venv
+else  # an older Ubuntu: uv brings a Python of its own
+    python3 -m venv /opt/uv && /opt/uv/bin/pip install --quiet uv
+    UV_PYTHON_INSTALL_DIR=/opt/python /opt/uv/bin/uv venv --seed --python 3.12 /autograder/venv
+    chmod -R a+rX /opt/python
+fi
 /autograder/venv/bin/pip install --quiet -r /autograder/source/requirements.txt
 chmod -R a+rX /autograder/venv /autograder/source/minipeft
 chmod -R go-rwx /autograder/source/labs /autograder/source/run_autograder

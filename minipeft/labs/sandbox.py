@@ -120,8 +120,7 @@ class Session:
         copy = work / file.name
         try:
             work.mkdir()
-            folder.chmod(0o755)
-            work.chmod(0o777)  # for the user that it runs as
+            folder.chmod(0o755)  # for the user that it runs as
             shutil.copyfile(file, copy)
             self._process = subprocess.Popen(
                 [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
@@ -129,7 +128,7 @@ class Session:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env=_environment(folder),
+                env=_environment(),
                 start_new_session=os.name == "posix",
                 **user,
             )
@@ -252,13 +251,13 @@ class Session:
             self._folder.cleanup()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """What the process knows of ours: where Python's modules are, and one thread."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path and Path(path).exists())
     python = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
-    return {**kept, **threads, **python, "TMPDIR": str(folder / "work")}
+    return {**kept, **threads, **python}
 
 
 @functools.cache
@@ -280,8 +279,13 @@ def confinement(hidden: Path) -> tuple[list[str], dict[str, Any]]:
     for command, user in choices:
         with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
-            environment = _environment(Path(folder))
-            options: dict[str, Any] = {"cwd": folder, "env": environment, "capture_output": True, "timeout": 60, **user}
+            options: dict[str, Any] = {
+                "cwd": folder,
+                "env": _environment(),
+                "capture_output": True,
+                "timeout": 60,
+                **user,
+            }
             if not subprocess.run([*command, *check], check=False, stdin=subprocess.DEVNULL, **options).returncode:
                 return command, user
     return [], {}

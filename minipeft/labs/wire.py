@@ -62,7 +62,7 @@ def unpack(value: Any, find: Callable[[Any], Any]) -> Any:
             if value["dtype"] not in DTYPES:
                 raise WireError(f"an array of {value['dtype']} cannot be sent")
             flat = np.frombuffer(base64.b64decode(value["array"]), dtype=value["dtype"])
-            return flat.reshape([int(n) for n in value["shape"]]).copy()
+            return flat.reshape([abs(int(n)) for n in value["shape"]]).copy()
         return find(value["held"])
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"an answer is not of the agreed form ({type(error).__name__})") from None

@@ -124,7 +124,7 @@ class LoRALinear(Wrapper):
 class LoraMethod(WrappingMethod):
     """LoRA, in a form of its own (`layer`), on the chosen linear layers of a model."""
 
-    layers: dict[str, LoRALinear]
+    layers: Mapping[str, LoRALinear]
 
     def __init__(self, model: Module, config: LoraConfig, layer: type[LoRALinear]) -> None:
         targets, whole = config.matched(model)

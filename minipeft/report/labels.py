@@ -26,7 +26,7 @@ class Label:
 
 
 def label_points(
-    axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]], avoid: Sequence[Text] = ()
+    axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]], avoid: Sequence[Text]
 ) -> list[Annotation]:
     """Write each label beside its point, where it covers no other label, no point, no text of `avoid` and no line.
 

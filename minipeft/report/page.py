@@ -19,8 +19,8 @@ from typing import Any
 
 from minipeft.errors import UserError
 from minipeft.files import atomic_write
+from minipeft.report.fairness_page import fairness_sections
 from minipeft.report.page_data import run_data
-from minipeft.report.fairness import LEVEL, interval_rows, reference_of, trial_rows
 from minipeft.report.plots import draw_all, figures_of
 from minipeft.report.summary import Summary, read_results, summarise
 
@@ -85,7 +85,7 @@ def write_page(run_folder: str | os.PathLike[str]) -> Path:
         draw_all(results, run_folder / "figures")
     images = [_figure(figures[name], caption, cells) for name, caption in IMAGES.items()]
     path = run_folder / "report.html"
-    atomic_write(path, _page(config, cells, images, _intervals(run_folder, cells) + _trials(run_folder)))
+    atomic_write(path, _page(config, cells, images, fairness_sections(run_folder, cells)))
     return path
 
 
@@ -159,50 +159,7 @@ def _results(cells: Sequence[Summary]) -> str:
         + "</tr>"
         for cell in cells
     )
-    return _table("results", heads, rows)
-
-
-def _intervals(run: Path, cells: Sequence[Summary]) -> str:
-    """Each method's accuracy minus the reference's, with its interval."""
-    rows = interval_rows(run, cells)
-    if not rows:
-        return ""
-    reference = escape(reference_of(cells).label)
-    heads = (f"Accuracy minus {reference}, points", f"{100 * LEVEL:.0f} % interval", "")
-    return f"""<section aria-labelledby="intervals">
-<h2 id="intervals">How sure the differences are</h2>
-<p>Both methods answered the same test rows, so their answers are compared row by row, averaged over the seeds: a paired
-bootstrap over the test rows. It covers which rows happened to be tested; the ± above covers the seeds.</p>
-{_texts("intervals", ("Method", *heads), rows)}
-</section>"""
-
-
-def _trials(run: Path) -> str:
-    """The learning rates that were tried."""
-    rates, rows = trial_rows(run)
-    if not rows:
-        return ""
-    return f"""<section aria-labelledby="rates">
-<h2 id="rates">The learning rates that were tried</h2>
-<p>Accuracy in percent on the validation rows, which are neither trained nor tested on. Every method had the same rates, the
-same steps and the same order of the rows; ◂ marks the rate that it was then given.</p>
-{_texts("rates", ("Method", *(f"{rate:g}" for rate in rates)), rows)}
-</section>"""
-
-
-def _texts(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts whose first column names its rows."""
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return _table(name, top, body)
-
-
-def _table(name: str, heads: str, rows: str) -> str:
-    """A table from its cells; `name` is the id of its heading."""
-    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="{name}">
+    return f"""<div class="wide" tabindex="0" role="region" aria-labelledby="results">
 <table class="numbers">
 <thead><tr>{heads}</tr></thead>
 <tbody>
@@ -219,7 +176,7 @@ def _value(cell: Summary, name: str) -> str:
     decimals = COLUMNS[name][1]
     factor = 100 if name == "accuracy" else 1
     mean, sd = factor * cell.mean[name], factor * cell.sd[name]
-    spread = f" ± {sd:,.{decimals}f}" if sd > 1e-9 * mean else ""  # not for rounding
+    spread = f' <span class="sd">± {sd:,.{decimals}f}</span>' if sd > 1e-9 * mean else ""  # not for rounding
     return (f"{mean:,.{decimals}f}" if math.isfinite(mean) else "diverged") + spread
 
 

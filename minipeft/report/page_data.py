@@ -87,7 +87,7 @@ def _hover(cell: Summary) -> str:
             f"{score:.{digits}f}{spread} {unit}, {cell.n} {'seed' if cell.n == 1 else 'seeds'}",
             f"{mean['trainable_params']:,.0f} trained ({mean['trainable_percent']:.3g} %), "
             f"{mean['head_params']:,.0f} of them in the head",
-            f"{mean['train_seconds']:,.1f} s, {mean['step_ms']:,.0f} ms a step",
+            f"learning rate {mean['lr']:g}; {mean['train_seconds']:,.1f} s, {mean['step_ms']:,.0f} ms a step",
             f"{memory:,.0f} MB beside the weights, {mean['saved_mb']:,.2f} MB saved",
             f"{mean['forward_gflop']:,.1f} + {mean['backward_gflop']:,.1f} GFLOP a step",
         )

@@ -178,7 +178,7 @@ def test_recursion_without_an_end(submit):
 
 def test_an_answer_sent_ahead_and_then_a_loop(submit, monkeypatch):
     """The grader sends the next request, which is longer than a pipe holds, to a process that reads no more."""
-    monkeypatch.setattr(sandbox, "GRACE", 6.0)
+    monkeypatch.setattr(sandbox, "GRACE", 5.0)
     code = """
 import gc, io
 for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
@@ -264,6 +264,10 @@ ELSEWHERE = [
     "import ctypes; ctypes.CDLL(None)",
     "import _posixsubprocess; _posixsubprocess.fork_exec",
     "open('/tmp/minipeft-lab-was-here', 'w')",
+    "open('here', 'w')",
+    "import tempfile; tempfile.TemporaryFile()",
+    "np.save('here', np.ones(3))",
+    "import os; os.mkdir('here')",
     "import os; os.remove(np.__file__)",
     "import os; os.kill(os.getppid(), 9)",
     "import torch",
@@ -469,6 +473,6 @@ def test_nothing_is_left_behind(submit, tmp_path, monkeypatch):
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    submit(in_task_1("import os\nopen('mine', 'w').write('x')\nos._exit(1)"))
+    submit(in_task_1("import os\nos._exit(1)"))
     assert not list(place.iterdir())
     shutil.rmtree(place)

@@ -123,7 +123,8 @@ class Lab:
         """Train a method ("lora:8") on the training rows and test it; `changes` are of the settings. Raises Diverged."""
         spec = parse_method(method) if isinstance(method, str) else method
         settings = dataclasses.replace(self.settings, **changes)
-        return run_cell(settings, self.problem, data or (self.train, self.test), spec, seed, None, on_step)
+        train, test = data or (self.train, self.test)
+        return run_cell(settings, self.problem, (train, test, None), spec, seed, None, on_step)
 
     def job(
         self,

@@ -58,7 +58,7 @@ def _text(question: str, rows: Rows, config: Mapping[str, Any], result: Result) 
     parts = [
         f"# {question}",
         f"{config['model']} on {config['task']}, {config['test_size']:,} test rows, {size} where nothing else is said; "
-        f"{len(rows)} cells, {seeds}; {spread}.",
+        f"{len(rows)} cell{'s' * (len(rows) != 1)}, {seeds}; {spread}.",
         "\n".join(f"- {sentence}" for sentence in result.sentences),
         *(f"![{name}](figures/{name}.png)" for name in result.figures),
         *result.tables,

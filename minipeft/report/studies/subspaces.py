@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from minipeft.report.studies.drawing import curve, heat_map, legend
-from minipeft.report.studies.writing import Result, Rows, Stat, markdown, seeds_text, stat
+from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, markdown, seeds_text, stat
 from minipeft.report.style import LOOKS, SPARE, Look, blank_figure
 
 LOOK: list[Look] = [LOOKS["topk"], LOOKS["lora"], LOOKS["adapter"], LOOKS["intrinsic"], LOOKS["full"], *SPARE]
@@ -41,6 +41,12 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
             f"{kind}: the change of {name} is {everything.mean:,.1f} times what W does in the same directions "
             f"(mean over the blocks, {min(v.mean for v in by_layer.values()):,.1f} to "
             f"{max(v.mean for v in by_layer.values()):,.1f})."
+        )
+    for kind in ranks["A"]:
+        along, own, noise = (_norm(rows, small, kind, norm) for norm in NORMS[1:])
+        sentences.append(
+            f"{kind}: along the directions of rank {small}'s change, W has {along / noise:.1f} times what it has along "
+            f"random ones, and {along / own:.0%} of what it has along its own top {small}."
         )
     needed = _needed(rows)
     share = [needed["change"][name].mean / len(rows[0]["spectra"][name]["change"]) for name in needed["change"]]
@@ -82,6 +88,12 @@ def _factors(rows: Rows) -> dict[tuple[int, str], dict[int, Stat]]:
             _, block, kind = entry["layer"].split(".")
             values.setdefault((entry["rank"], kind), {}).setdefault(int(block), []).append(entry["factor"])
     return {key: {block: stat(xs) for block, xs in blocks.items()} for key, blocks in values.items()}
+
+
+def _norm(rows: Rows, rank: int, kind: str, norm: str) -> float:
+    """One of NORMS, mean over blocks and seeds."""
+    entries = [entry for row in rows for entry in row["amplification"]]
+    return stat([e[norm] for e in entries if e["rank"] == rank and e["layer"].endswith(kind)]).mean
 
 
 def _factor_table(rows: Rows, small: int) -> str:
@@ -131,8 +143,8 @@ def _phi(grids: dict[str, dict[str, np.ndarray]], title: str, down: str, across:
 
 
 def _amplification(factors: Mapping[tuple[int, str], Mapping[int, Stat]], rows: Rows, small: int) -> Figure:
-    note = f"‖ΔW‖ over ‖UᵀWV‖ along its own directions; mean of {seeds_text(rows)}, bars ± one standard deviation"
-    figure = blank_figure(9, 5.2, "How much the change amplifies what W hardly does", note)
+    note = f"‖ΔW‖ over ‖UᵀWV‖, U and V the top directions of ΔW; {bars_text(rows)}"
+    figure = blank_figure(9, 5.2, "How much the change amplifies W along its own directions", note)
     axes = figure.add_subplot()
     for look, ((rank, kind), blocks) in zip(LOOK, factors.items(), strict=False):
         label = f"{kind}, r = {rank}" if rank else f"{kind}, full's top {small}"
