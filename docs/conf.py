@@ -52,6 +52,7 @@ autodoc_mock_imports = ["cupy", "cupy_backends", "numba", "gguf"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_ivar = True
+suppress_warnings = ["ref.python"]  # two packages may each have a `Settings`: a link to either will do
 default_role = "code"  # `name` in a docstring is code
 
 

@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minipeft as mp
+from minipeft.backend.workers import default_workers
 from minipeft.data import PackedTokens
 from minipeft.data.bpe import train_bpe
 from minipeft.data.corpus import encode_documents, load_corpus
@@ -48,8 +49,7 @@ mp.seed(0)
 # %%
 corpus = load_corpus("shakespeare")
 text, held_out_text = corpus.train[0], corpus.held_out[0]
-if lesson.fast:
-    text, held_out_text = text[:60_000], held_out_text[:6_000]
+text, held_out_text = text[: lesson.pick(650_000, 60_000)], held_out_text[: lesson.pick(None, 6_000)]
 held_out_bytes = len(held_out_text.encode())
 
 sizes = lesson.pick((259, 300, 400, 512, 1024, 2048), (259, 512))
@@ -121,7 +121,7 @@ first = evaluate_tokens(model, test, tokenizer.pad_id)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 print(f"at the start {first.loss:.3f} nats a token; ln V = {np.log(V):.3f}")
 PROMPT = "ROMEO:\n"
-before = generate(model, [PROMPT], Sampling(40, temperature=0.8))[0].text
+before = [made.text for made in generate(model, [PROMPT] * 8, Sampling(40, temperature=0.7))]
 
 quick = test.head(lesson.pick(60, 8))
 curve = []
@@ -135,7 +135,7 @@ def watch(step, steps, loss):
 
 
 config = TrainingConfig(
-    lr=3e-3, epochs=1, batch_size=16, weight_decay=0.1, warmup=0.05, schedule="cosine", checkpoint_seconds=1e9
+    lr=3e-3, epochs=1, batch_size=16, weight_decay=0.1, warmup=0.05, schedule="cosine", workers=default_workers()
 )
 losses = Trainer(model, rows, tokenizer.pad_id, config, on_step=watch).run().losses
 last = evaluate_tokens(model, test, tokenizer.pad_id)
@@ -159,11 +159,11 @@ lesson.save(figure, "pre_training")
 # %% [markdown]
 # ## 4. It uses what it has read
 #
-# Counting pairs looks at one token. Does our model look further? If it does, it guesses better late in a window, where it
-# has read more, than at its beginning.
+# Counting pairs looks at one token. Does our model look further? If it does, it guesses better where it has read more than
+# at the very beginning of a window, where it has read one token as well. And how far does it look?
 
 # %%
-full_windows = [i for i, row in enumerate(test.ids) if len(row) == context][: lesson.pick(400, 24)]
+full_windows = [i for i, row in enumerate(test.ids) if len(row) == context]
 ids, targets = (np.stack([part[i] for i in full_windows]) for part in (test.ids, test.labels))
 nats = np.zeros(ids.shape)
 with mp.no_grad():
@@ -174,12 +174,12 @@ with mp.no_grad():
         nats[at : at + 32] = -np.take_along_axis(log_p, targets[at : at + 32, :, None], -1)[..., 0]
 by_place = nats.mean(0)
 groups = by_place.reshape(8, -1).mean(1)
-print("nats a token, by eighths of the window:", " ".join(f"{x:.2f}" for x in groups))
+print(f"nats a token after one token: {by_place[0]:.2f}; by eighths of the window:", *(f"{x:.2f}" for x in groups))
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.plot(range(1, context + 1), by_place, color="#0072B2", linewidth=0.8)
 axes.plot(np.arange(8) * 8 + 4.5, groups, "o-", color="#D55E00")
-axes.set(xlabel="Tokens that have been read", ylabel="Loss (nats a token)", title="More context, better guesses")
+axes.set(xlabel="Tokens that have been read", ylabel="Loss (nats a token)", title="What more context is worth")
 lesson.save(figure, "loss_by_place")
 
 # %% [markdown]
@@ -189,15 +189,13 @@ lesson.save(figure, "loss_by_place")
 # and soon goes round in circles; drawn at temperature 1 it is lively, and wrong more often.
 
 # %%
-print(f"--- before training\n{PROMPT}{before}\n")
-written = {}
-for temperature in (0.0, 0.7, 1.0):
-    written[temperature] = generate(model, [PROMPT], Sampling(lesson.pick(50, 20), temperature))[0].text
-    print(f"--- temperature {temperature}\n{PROMPT}{written[temperature]}\n")
+written = {"before training": before}
+for T in (0.0, 0.7, 1.0):
+    written[T] = [made.text for made in generate(model, [PROMPT] * 8, Sampling(lesson.pick(50, 20), temperature=T))]
+for when, made in written.items():
+    print(f"--- {when if isinstance(when, str) else f'temperature {when}'}\n{PROMPT}{made[0]}\n")
 words = set(text.split())
-known = {
-    t: np.mean([word in words for word in made.split()] or [0]) for t, made in (("before", before), *written.items())
-}
+known = {t: np.mean([w in words for w in " ".join(made).split()] or [0]) for t, made in written.items()}
 print("words that the corpus has:", ", ".join(f"{t}: {100 * share:.0f} %" for t, share in known.items()))
 
 # %% [markdown]
@@ -224,9 +222,11 @@ assert marks["two tokens"] < marks["one token"] < 8
 if not lesson.fast:
     # The model is better than counting pairs: it looks further back than one token, and gains by it.
     assert marks["our model"] < marks["two tokens"] - 0.1
-    assert groups[-1] < groups[0] - 0.3
-    # What it writes is mostly made of the corpus's words; what it wrote before is not.
-    assert known[0.7] > 0.6 > known["before"] + 0.2
+    assert by_place[4:].mean() < by_place[0] - 0.15
+    # But a model this small hardly looks further back than ten tokens or so: later eighths are all alike.
+    assert abs(groups[2:4].mean() - groups[6:].mean()) < 0.2
+    # It has learnt to spell: what it writes is made of the corpus's words far more often than before.
+    assert known[0.7] > known["before training"] + 0.2
 
 # %% [markdown]
 # ## Exercises

@@ -46,7 +46,7 @@ tokenizer = model.tokenizer
 
 # %%
 data = load_instructions("sarcasm")
-train_rows = fit(tokenizer, data.train[: lesson.pick(2400, 160)], 120)
+train_rows = fit(tokenizer, data.train[: lesson.pick(1200, 160)], 120)
 test_rows = fit(tokenizer, data.test[: lesson.pick(120, 16)], 120)
 for rows in (train_rows, test_rows):
     print(f"{len(rows)} rows, {len({row.instruction for row in rows})} ways of asking; for example")

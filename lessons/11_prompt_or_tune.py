@@ -32,7 +32,7 @@ from minipeft.models.prompting import as_classifier, classify, label_likelihoods
 from minipeft.models.reading import read_afresh
 from minipeft.peft import LoraConfig, get_peft_model
 from minipeft.report.lesson import begin
-from minipeft.report.prompt_plots import welch
+from minipeft.report.prompt_plots import p_text, welch
 from minipeft.training import Trainer, TrainingConfig, evaluate
 
 lesson = begin("11_prompt_or_tune")
@@ -158,7 +158,7 @@ panels[0].set_ylabel("Accuracy, a dot a draw")
 lesson.save(figure, "prompt_or_tune")
 for where in tests:
     found = welch(scores["tune", where], scores["prompt", where])
-    print(f"{where}: tuning minus prompting {100 * found.mean:+.1f} points, Welch's p = {found.p:.3f}")
+    print(f"{where}: tuning minus prompting {100 * found.mean:+.1f} points, {p_text(found.p)} (Welch's t-test)")
 
 # %% [markdown]
 # ## What we found

@@ -22,6 +22,9 @@ def study(
     models: Annotated[
         str | None, typer.Option(help="Of d90: several with commas; random:NAME for NAME's shape with random weights.")
     ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Of forgetting: the old text, as in pretrain; else what the model itself writes.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each cell.")] = None,
     train_size: Annotated[int | None, typer.Option(help="Rows to train on.")] = None,
     test_size: Annotated[int | None, typer.Option(help="Rows to test on.")] = None,
@@ -69,6 +72,10 @@ def study(
     choices = dict(plan.choices)
     if model is not None and "models" in choices:
         choices["models"] = [model, f"random:{model}"]
+    if corpus is not None:
+        if "corpus" not in choices:
+            raise UserError(f"--corpus is for forgetting; the study {name} has no old text.")
+        choices["corpus"] = corpus
     if models is not None:
         if "models" not in choices:
             raise UserError(f"--models is for d90; the study {name} has one --model.")

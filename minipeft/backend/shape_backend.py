@@ -177,7 +177,8 @@ class Namespace:
             setattr(self, name, lambda x: elementwise(x, floating=True))
         for name in ("abs", "negative", "maximum", "minimum", "square"):
             setattr(self, name, elementwise)
-        for view in (np.expand_dims, np.broadcast_to):
+        views: Any = (np.expand_dims, np.broadcast_to)
+        for view in views:
             setattr(self, view.__name__, lambda x, how, view=view: x._view(view(x.layout, how)))
         for name in ("zeros", "ones", "empty"):
             setattr(self, name, empty)

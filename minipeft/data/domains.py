@@ -33,7 +33,7 @@ class TwoDomains:
 def load_two_domains(validation_size: int, test_size: int) -> TwoDomains:
     """Airlines for training, validation and the first test, each from its own split of `tweets`; companies for the second.
 
-    Nothing is ever trained on the other domain, so its test may take rows of all splits.
+    The other domain is never learnt or chosen by, so its test has the rows of both splits that are not for training.
 
     Raises:
         UserError: there are too few rows of a class.
@@ -44,7 +44,7 @@ def load_two_domains(validation_size: int, test_size: int) -> TwoDomains:
         validation=_balanced(_domain(task, task.validation, airlines=True), validation_size, "validation"),
         in_domain=_balanced(_domain(task, task.test, airlines=True), test_size, "test"),
         out_of_domain=_balanced(
-            _domain(task, (*task.test, *task.validation, *task.train), airlines=False), test_size, "out-of-domain test"
+            _domain(task, (*task.test, *task.validation), airlines=False), test_size, "out-of-domain test"
         ),
     )
 

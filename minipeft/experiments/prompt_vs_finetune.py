@@ -7,7 +7,8 @@ and a prompted one is compared by Welch's t-test over the seeds.
 
 What differs here:
 
-- Models of 0.9 M, 2.2 M and 135 M parameters instead of OPT's 125 M to 30 B, the first two pre-trained on the spot.
+- Models of 0.9 M, 2.2 M and 135 M parameters instead of OPT's 125 M to 30 B; the first two are pre-trained on
+  the spot, on the task's training texts of all kinds, without labels.
 - One task, the sentiment of tweets to airlines, and one shift, to tweets about technology companies, instead of inference
   and paraphrases.
 - The same pattern for both sides, so that fine-tuning starts exactly where zero-shot prompting is.
@@ -82,7 +83,7 @@ class Settings:
     epochs: int = 10
     lr_full: float = 1e-4
     lr_lora: float = 2e-3
-    corpus: str = "tweets,bbc"
+    corpus: str = "tweets"
     pretrain_epochs: int = 2
     backend: str = "numpy"
     workers: int = field(default_factory=default_workers)
@@ -94,7 +95,7 @@ class Settings:
             raise UserError(f"A model is named twice in {', '.join(self.models)}.")
 
 
-QUICK = {"validation_size": 24, "test_size": 40, "epochs": 4, "corpus": "tweets", "pretrain_epochs": 1}
+QUICK = {"validation_size": 24, "test_size": 40, "epochs": 4, "pretrain_epochs": 1}
 
 
 @dataclass(frozen=True)

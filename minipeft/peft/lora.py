@@ -17,7 +17,7 @@ from minipeft.errors import UserError, unknown
 from minipeft.nn import Linear, Module, Parameter
 from minipeft.nn.layers import constant
 from minipeft.peft.method import Method, PeftConfig
-from minipeft.peft.targets import match_modules
+from minipeft.peft.targets import ends_with, match_modules
 from minipeft.peft.wrap import Wrapper, WrappingMethod
 
 
@@ -69,10 +69,8 @@ class LoraConfig(PeftConfig):
 
     def at(self, name: str) -> LoraConfig:
         """The settings for one target: with the rank and the α that the patterns give it."""
-        r, alpha = (
-            next((value for key, value in pattern.items() if name == key or name.endswith(f".{key}")), usual)
-            for pattern, usual in ((self.rank_pattern, self.r), (self.alpha_pattern, self.lora_alpha))
-        )
+        r = next((r for key, r in self.rank_pattern.items() if ends_with(name, key)), self.r)
+        alpha = next((a for key, a in self.alpha_pattern.items() if ends_with(name, key)), self.lora_alpha)
         return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     def matched(self, model: Module) -> tuple[dict[str, Linear], dict[str, Module]]:
@@ -124,7 +122,7 @@ class LoRALinear(Wrapper):
 class LoraMethod(WrappingMethod):
     """LoRA, in a form of its own (`layer`), on the chosen linear layers of a model."""
 
-    layers: dict[str, LoRALinear]
+    layers: Mapping[str, LoRALinear]
 
     def __init__(self, model: Module, config: LoraConfig, layer: type[LoRALinear]) -> None:
         targets, whole = config.matched(model)

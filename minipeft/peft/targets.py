@@ -38,7 +38,7 @@ def match_modules(
         raise UserError(f"No targets given; name some modules, or {all_word!r}.")
     chosen: set[str] = set()
     for pattern in patterns:
-        matches = {name for name in candidates if name == pattern or name.endswith(f".{pattern}")}
+        matches = {name for name in candidates if ends_with(name, pattern)}
         if not matches:
             known = sorted({name.rpartition(".")[2] for name in candidates if not name[-1].isdigit()})
             near = difflib.get_close_matches(pattern, [*known, *candidates], n=3)
@@ -49,3 +49,8 @@ def match_modules(
             )
         chosen |= matches
     return {name: module for name, module in candidates.items() if name in chosen}
+
+
+def ends_with(name: str, target: str) -> bool:
+    """Whether a dotted name is the target, or ends with it at a dot."""
+    return name == target or name.endswith(f".{target}")

@@ -51,6 +51,8 @@ class Wrapper(Module):
 class WrappingMethod(Method):
     """`layers`, by the names of the linear layers whose place they take."""
 
+    layers: Mapping[str, Wrapper]
+
     def __init__(self, model: Module, layers: Mapping[str, Wrapper]) -> None:
         self.owner = (model,)  # a tuple, so that the model's parameters are not listed twice
         self.layers = dict(layers)

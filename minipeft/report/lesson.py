@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from matplotlib import cycler, style
+from cycler import cycler  # comes with matplotlib
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from minipeft.errors import UserError

@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean accuracy of fine-tuning minus that of in-context learning, and Welch's p; p is None with fewer than 2 seeds."""
+    """Mean accuracy of fine-tuning minus that of in-context learning, and Welch's p; None where it is not defined."""
 
     mean: float
     p: float | None
@@ -40,7 +40,7 @@ def welch(a: list[float], b: list[float]) -> Difference:
     """The difference of the means of two samples, and the p of Welch's two-sided t-test, for unequal variances.
 
     t = (ā - b̄) / √(s²_a/n_a + s²_b/n_b), with ν = (s²_a/n_a + s²_b/n_b)² / ((s²_a/n_a)²/(n_a - 1) + (s²_b/n_b)²/(n_b - 1))
-    degrees of freedom (Welch, 1947). Two samples without any spread differ for sure or not at all.
+    degrees of freedom (Welch, 1947). With fewer than 2 seeds, or no spread on either side, there is no p.
 
     Raises:
         UserError: scipy is not installed.
@@ -50,7 +50,7 @@ def welch(a: list[float], b: list[float]) -> Difference:
         return Difference(mean, None)
     parts = [float(np.var(sample, ddof=1)) / len(sample) for sample in (a, b)]
     if sum(parts) < 1e-18:
-        return Difference(mean, 1.0 if abs(mean) < 1e-9 else 0.0)
+        return Difference(mean, None)
     try:
         from scipy.special import stdtr
     except ImportError:
@@ -74,7 +74,6 @@ class Scores:
         if not rows:
             raise UserError(f"{path} has no rows: no cell of the experiment is finished.")
         self.sizes = {row["model"]: int(row["parameters"]) for row in rows}
-        self.seeds = len({row["seed"] for row in rows})
         self.values: dict[tuple[str, str, str], list[float]] = {}
         for row in rows:
             for test in TESTS:
@@ -84,6 +83,12 @@ class Scores:
     def models(self) -> list[str]:
         """By rising size."""
         return sorted(self.sizes, key=lambda name: (self.sizes[name], name))
+
+    @property
+    def seeds(self) -> str:
+        """How many: "10", or "2 to 3" while some cells are missing."""
+        counts = [len(values) for values in self.values.values()]
+        return str(max(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
     def get(self, model: str, approach: str, test: str) -> list[float]:
         """The accuracies, one a seed; empty where nothing is finished."""
@@ -143,7 +148,7 @@ def _matrix(axes: Axes, scores: Scores, how: str, test: str) -> None:
             dark = isinstance(colour, tuple) and sum(colour) < 1.6
             colour_of_text = "white" if dark else INK
             axes.text(x, y - 0.07, text, ha="center", va="center", fontsize=11, color=colour_of_text)
-            if found is not None and found.p is not None:
+            if found is not None:
                 axes.text(x, y + 0.28, p_text(found.p), ha="center", va="center", fontsize=7, color=colour_of_text)
     names = [f"{name}\n{size_text(scores.sizes[name])}" for name in models]
     axes.set_xticks(range(len(models)), names)
@@ -198,8 +203,10 @@ def scores_figure(scores: Scores) -> Figure:
     return figure
 
 
-def p_text(p: float) -> str:
+def p_text(p: float | None) -> str:
     """p with two digits, or how small it is."""
+    if p is None:
+        return "no p"
     return f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 

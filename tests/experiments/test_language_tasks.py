@@ -22,7 +22,8 @@ from minipeft.experiments.teacher import questions, teach
 from minipeft.models import Sampling, generate, load_model
 from minipeft.peft import PeftModel
 from minipeft.report.language_plots import draw_tuning
-from minipeft.report.plots import draw_all
+from minipeft.report.plots import draw_all, figures_of
+from minipeft.report.summary import read_results, summarise
 
 METHODS = "full,topk:1,adapter:4,lora:2,intrinsic:64"
 COLOURS = ["red", "blue", "green"]
@@ -58,19 +59,21 @@ def read(path):
         return {row["method"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_every_method_learns_a_text_and_bits_per_byte_are_its_score(world, family, tmp_path):
+@pytest.mark.parametrize(("family", "methods"), [("llama", METHODS), ("gpt2", "full,lora:2")])
+def test_every_method_learns_a_text_and_bits_per_byte_are_its_score(world, family, methods, tmp_path):
     task = f"lm:{world / 'text.txt'}"
     lrs = dict.fromkeys(("full", "topk", "adapter", "lora", "intrinsic"), 0.02)
     run = settings(world, task, family, max_length=16, batch_size=8)
-    rows = read(compare(run, parse_methods(METHODS, lrs), 1, tmp_path / "run"))
-    assert list(rows) == ["full", "topk", "adapter", "lora", "intrinsic"]
+    rows = read(compare(run, parse_methods(methods, lrs), 1, tmp_path / "run"))
+    assert list(rows) == [spec.family for spec in parse_methods(methods)]
     for row in rows.values():
         assert row["accuracy"] == ""
         assert row["head_params"] == "0"
         assert float(row["perplexity"]) == pytest.approx(math.exp(float(row["test_loss"])), rel=1e-4)
         assert 0 < float(row["bits_per_byte"]) < float(row["untrained"])
     assert float(rows["full"]["bits_per_byte"]) == min(float(row["bits_per_byte"]) for row in rows.values())
+    if family == "gpt2":
+        return
     names = {path.stem for path in draw_all(tmp_path / "run" / "results.csv", tmp_path / "figures")}
     assert names == {"bits_vs_parameters", "time_and_memory", "loss_curves", "flops"}
 
@@ -153,7 +156,8 @@ def test_a_model_learns_to_answer(world, method, tmp_path):
     rows = [Instruction(**{name: made[0][name] for name in ("instruction", "input", "output")})]
     assert write_answers(model, rows) == [made[0]["after"]]
     assert tune(run, parse_method(method, lr), 0, tmp_path / "run") == row  # finished: read, not trained
-    assert all(path.stat().st_size > 5000 for path in draw_tuning(tmp_path / "run"))
+    if method == "full":
+        assert all(path.stat().st_size > 5000 for path in draw_tuning(tmp_path / "run"))
 
 
 def test_instructions_are_a_task_of_compare_too(world, tmp_path):
@@ -162,8 +166,7 @@ def test_instructions_are_a_task_of_compare_too(world, tmp_path):
     assert float(rows["full"]["accuracy"]) > 0
     assert float(rows["full"]["untrained"]) == 0
     assert rows["full"]["bits_per_byte"] == ""
-    names = {path.stem for path in draw_all(tmp_path / "run" / "results.csv", tmp_path / "figures")}
-    assert "accuracy_vs_parameters" in names
+    assert "accuracy_vs_parameters" in figures_of(summarise(read_results(tmp_path / "run" / "results.csv")))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_answers(world, tmp_path):

@@ -255,16 +255,16 @@ def test_every_study_has_a_writer_and_a_quick_plan():
         assert study.full.seeds >= 3
 
 
-def test_forgetting_on_a_small_decoder(asset, tmp_path):
-    asset("glassllm")
-    asset("sarcasm")
-    asset("shakespeare")
+@pytest.mark.parametrize("corpus", ["own", "shakespeare"])
+def test_forgetting_on_a_small_decoder(corpus, asset, tmp_path):
+    for name in ("glassllm", "sarcasm", "shakespeare"):
+        asset(name)
     plan = Plan(
         Settings("glassllm", "sarcasm", 64, 32, 1, workers=1),
         1,
         {
-            "methods": ["full", "lora:2", "head"],
-            "corpus": "shakespeare",
+            "methods": ["full", "head"],
+            "corpus": corpus,
             "tokens": 600,
             "context": 64,
             "rates": [1e-3],
@@ -274,7 +274,9 @@ def test_forgetting_on_a_small_decoder(asset, tmp_path):
     rows = {row["cell"].split(",")[0]: row for row in read_lines(tmp_path / "run" / "cells.jsonl")}
     assert rows["head"]["loss"] == rows["before"]["loss"]  # nothing of the body was trained
     assert abs(rows["full"]["loss"] - rows["before"]["loss"]) > 1e-4
-    assert abs(rows["lora:2"]["loss"] - rows["before"]["loss"]) > 1e-5
+    if corpus == "own":
+        assert rows["full"]["loss"] > rows["before"]["loss"]  # a divergence is positive
+        assert rows["before"]["tokens"] >= 600
     assert "nats a token" in write_study(tmp_path / "run").read_text()
 
 
@@ -287,6 +289,7 @@ def test_the_command_lists_the_studies_and_refuses_what_it_does_not_know(capsys,
     for arguments, says in (
         (["study", "topkk"], "Did you mean 'topk'"),
         (["study", "topk", "--models", "minilm"], "--models is for d90"),
+        (["study", "topk", "--corpus", "shakespeare"], "--corpus is for forgetting"),
         (["study", "topk", "--seeds", "0"], "1 seed or more"),
     ):
         with pytest.raises(SystemExit):

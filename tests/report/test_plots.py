@@ -25,7 +25,7 @@ CROWDED = [
     ("full", "", 22_700_000, 0.867, 400.0),
 ]
 NO_FULL = [("lora", "1", 158_000, 0.79, 230.0), ("lora", "8", 222_000, 0.845, 232.0)]
-UNKNOWN = [*NO_FULL, ("prefix", "20", 200_000, 0.8, 220.0), ("$bit_fit$", "", 250_000, 0.82, 210.0)]
+UNKNOWN = [*NO_FULL, ("whisper", "20", 200_000, 0.8, 220.0), ("$bit_fit$", "", 250_000, 0.82, 210.0)]
 
 
 def test_every_figure_is_a_png_and_an_svg_that_names_what_it_shows(write_results, tmp_path):

@@ -1,16 +1,19 @@
 """Forgetting: how much worse a language model predicts its pre-training text after it was fine-tuned to classify.
 
-The classifier's body, as fine-tuned, is given the model's own language head again and reads held-out text. What can be
-switched off (LoRA, adapters, the subspace) forgets nothing once it is off: the base is there to the last bit.
+The classifier's body, as fine-tuned, is given the model's own language head again and reads the text. What can be switched
+off (LoRA, adapters, the subspace) forgets nothing once it is off: the base is there to the last bit.
 
-Which text a model was pre-trained on is known for sure of one's own: --model OUT/model of `minipeft pretrain`, whose
-held-out tenth of the corpus is the text here.
+The text is what the model writes itself, at temperature 1, which it knows as it knows its pre-training text: the loss that
+is added is then the divergence KL(before ‖ after) a token. Or it is the held-out part of a corpus, for a model that was
+pre-trained on it (`minipeft pretrain`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 
+from minipeft.backend import random
 from minipeft.data.corpus import encode_documents, load_corpus
 from minipeft.data.token_rows import TokenRows, windows
 from minipeft.errors import UserError
@@ -18,16 +21,19 @@ from minipeft.experiments.cell import OnStep, Settings
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
-from minipeft.models import Pretrained, load_model
+from minipeft.models import Pretrained, Sampling, generate, load_model
+from minipeft.models.writing import prompt_ids
 from minipeft.nn import LanguageHead, Module
 from minipeft.peft import PeftModel
 from minipeft.training import evaluate_tokens
+
+OWN = "own"  # in the place of a corpus: what the model writes
 
 
 def jobs(lab: Lab) -> Jobs:
     """The text before any training, then after each method."""
     base = load_model(lab.settings.model, task="causal-lm")
-    text = held_out_text(lab, base)
+    text = old_text(lab, base)
 
     def before(on_step: OnStep | None) -> Row:
         return {"loss": round(loss_on(lab, base, text), 6), "tokens": text.targets(range(len(text)))}
@@ -49,14 +55,19 @@ def _job(lab: Lab, base: Pretrained, text: TokenRows, spec: MethodSpec, seed: in
     return Job(f"{spec.name}, seed {seed}", run)
 
 
-def held_out_text(lab: Lab, base: Pretrained) -> TokenRows:
-    """The first tokens of the text that `minipeft pretrain` holds out of the corpus, in windows."""
-    choices = lab.plan.choices
-    if base.tokenizer is None:
+def old_text(lab: Lab, base: Pretrained) -> TokenRows:
+    """The text of the plan, about so many tokens, in rows that the model can read at once."""
+    choices, tokenizer = lab.plan.choices, base.tokenizer
+    if tokenizer is None:
         raise UserError(f"{lab.settings.model} has no tokenizer, so no text can be read to it.")
-    context = min(choices["context"], base.config.max_positions)
-    tokens = encode_documents(base.tokenizer, load_corpus(choices["corpus"]).held_out)
-    return windows(tokens[: choices["tokens"] + 1], context)
+    context = min(choices["context"], base.config.max_positions - 1)
+    if choices["corpus"] != OWN:
+        tokens = encode_documents(tokenizer, load_corpus(choices["corpus"]).held_out)
+        return windows(tokens[: choices["tokens"] + 1], context)
+    random.seed(0)
+    made = generate(base, [""] * math.ceil(choices["tokens"] / context), Sampling(context, temperature=1.0))
+    rows = [windows([*prompt_ids(tokenizer, ""), *text.ids], context + 1) for text in made if text.ids]
+    return TokenRows(tuple(ids for row in rows for ids in row.ids), tuple(ids for row in rows for ids in row.labels))
 
 
 def as_language_model(model: PeftModel, base: Pretrained) -> PeftModel:
@@ -84,7 +95,7 @@ STUDY = Study(
         3,
         {
             "methods": METHODS,
-            "corpus": "shakespeare",
+            "corpus": OWN,
             "tokens": 8192,
             "context": 128,
             "rates": [6e-5, 2e-4, 6e-4, 2e-3],
@@ -93,7 +104,7 @@ STUDY = Study(
     quick=Plan(
         Settings("glassllm", train_size=200, test_size=200, epochs=2),
         1,
-        {"methods": METHODS, "corpus": "shakespeare", "tokens": 4096, "context": 128, "rates": [1e-3]},
+        {"methods": METHODS, "corpus": OWN, "tokens": 4096, "context": 128, "rates": [1e-3]},
     ),
     jobs=jobs,
 )

@@ -100,9 +100,9 @@ def _ablation(rows: Rows, drops: Mapping[tuple[int, int], Stat], layers: int) ->
     axes = figure.add_subplot()
     lost = np.full((layers, layers), np.nan)
     for (first, last), drop in drops.items():
-        lost[first, last] = -100 * drop.mean
+        lost[first, last] = round(-100 * drop.mean, 1) + 0.0  # no -0.0
     names = [str(i) for i in range(layers)]
-    heat_map(axes, lost.tolist(), names, names, min(0.0, float(np.nanmin(lost))), max(1.0, float(np.nanmax(lost))))
+    heat_map(axes, lost.tolist(), names, names, 0, max(5.0, float(np.nanmax(lost))))
     axes.set_xlabel("Last block whose adapters are off")
     axes.set_ylabel("First block whose adapters are off")
     return figure

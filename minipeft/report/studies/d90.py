@@ -32,6 +32,7 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
         sentences.append(
             f"{_short(model)}: {size:,} parameters outside the head; full fine-tuning reaches {full.percent} % of the "
             f"validation rows, so its bar is {bar.percent} %; the larger class alone makes {100 * majority:.1f} %."
+            + (" That is no less than the bar, which says nothing then." if majority >= bar.mean else "")
         )
         for variant in variants:
             own = _search(rows, model, variant, {s: b for (m, s), b in bars.items() if m == model})

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from minipeft.experiments.studies.forgetting import OWN
 from minipeft.report.labels import Label, label_points
 from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name, title
 from minipeft.report.style import blank_figure, family_looks, ink, marker
@@ -17,9 +18,12 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     """The loss on the pre-training text before and after, and the accuracy that it was given up for."""
     before = next(row for row in rows if row["cell"] == "before")
     trained = [{**row, "forgot": row["loss"] - before["loss"]} for row in rows if "method" in row]
+    own = config["corpus"] == OWN
+    text = "text that the model wrote" if own else f"the held-out part of {config['corpus']}"
     sentences = [
-        f"Before fine-tuning the loss on {before['tokens']:,} held-out tokens of {config['corpus']} is {before['loss']:.3f}"
-        f" nats a token (perplexity {math.exp(before['loss']):,.1f})."
+        f"Before fine-tuning the loss on {before['tokens']:,} tokens of {text} is {before['loss']:.3f} nats a token "
+        f"(perplexity {math.exp(before['loss']):,.1f})."
+        + (" What is added is the divergence of the model before from the one after, KL a token." if own else "")
     ]
     if not trained:
         return Result(sentences)

@@ -27,7 +27,7 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     if len(both) == 2:
         gap = paired(rows, _choice, both["qv"], both["qk"])
         if gap is not None:
-            better = "query and value" if gap.mean > 0 else "query and key"
+            better = "query and value" if gap.mean > 0 else "query and key" if gap.mean < 0 else "neither"
             sentences.append(
                 f"Query and value against query and key: {gap.points} points ({verdict(gap)}); the better pair here is "
                 f"{better}. The lecture says query and key, the paper's table 5 query and value."
