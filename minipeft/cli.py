@@ -75,7 +75,7 @@ def compare(
         str, typer.Option(help="Where to compute: numpy, numba (extra fast) or cupy (extra gpu).")
     ] = "numpy",
     workers: Annotated[
-        int | None, typer.Option(help="Threads that share each batch; one a processor, at most 4, when left out.")
+        int | None, typer.Option(help="Processes that share each batch; one a processor, at most 4, when left out.")
     ] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder. A rerun with the same settings goes on where it was.")

@@ -36,7 +36,7 @@ class Settings:
         batch_size: rows a step.
         max_length: longest text, in tokens.
         backend: where to compute.
-        workers: threads that share each batch; the last bits of the results depend on their number.
+        workers: processes that share each batch; the last bits of the results depend on their number.
     """
 
     model: str = "minilm"
