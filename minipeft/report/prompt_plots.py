@@ -204,10 +204,10 @@ def scores_figure(scores: Scores) -> Figure:
 
 
 def p_text(p: float | None) -> str:
-    """p with two digits, or how small it is."""
+    """p, more exactly where it matters."""
     if p is None:
         return "no p"
-    return f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+    return f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def size_text(parameters: int) -> str:
