@@ -54,6 +54,7 @@ def test_counting_the_config_and_counting_the_live_model_agree(family: str, task
     assert counted.optimizer == optimizer.state_bytes() == 2 * counted.gradient
 
 
+@pytest.mark.slow
 def test_gpt_3_and_a_step_of_it_take_no_memory() -> None:
     tracemalloc.start()
     try:

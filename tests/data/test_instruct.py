@@ -148,6 +148,7 @@ def test_without_chat_tokens_headings_and_the_end_of_text_do():
         chat_format(nothing)
 
 
+@pytest.mark.slow
 def test_the_chat_is_that_of_smollm2(asset):
     asset("smollm2")
     pytest.importorskip("gguf")

@@ -23,6 +23,8 @@ from minipeft.files import read_lines
 from minipeft.peft import AdapterConfig, LoraConfig, get_peft_model
 from minipeft.report.studies import WRITERS, write_study
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):

@@ -16,6 +16,8 @@ from minipeft.experiments.tune import GRID, best_rate, tune
 from minipeft.files import read_lines
 from minipeft.report.page import write_page
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):

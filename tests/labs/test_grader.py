@@ -20,6 +20,8 @@ from minipeft.labs.spec import all_labs
 ROOT = Path(__file__).parents[2] / "labs"
 SOLVED = """from __future__ import annotations
 import numpy as np
+
+pytestmark = pytest.mark.slow
 def twice(x):
     return 2.0 * x
 def thrice(x):

@@ -176,6 +176,7 @@ def cross_entropy(model: Any) -> tuple[float, int]:
         return functional.cross_entropy(model(ids[:, :-1]), ids[:, 1:]).item(), ids.shape[1] - 1
 
 
+@pytest.mark.slow
 @pytest.mark.asset
 def test_smollm2_reads_english(asset):
     """One load for all that is asked of it: the file is read in ten seconds."""
