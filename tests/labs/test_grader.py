@@ -17,11 +17,10 @@ from minipeft.labs import sandbox
 from minipeft.labs.grade import grade
 from minipeft.labs.spec import all_labs
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2] / "labs"
 SOLVED = """from __future__ import annotations
 import numpy as np
-
-pytestmark = pytest.mark.slow
 def twice(x):
     return 2.0 * x
 def thrice(x):
