@@ -65,7 +65,7 @@ def test_start_then_check(run, tmp_path):
     assert status == 0, err
     assert "minipeft lab check mine" in out
     there = {p.name for p in (RELEASES / "lab1").iterdir()} - {"__pycache__"}  # pip compiles what it installs
-        assert {p.name for p in (tmp_path / "mine").iterdir()} == there
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == there
     status, out, _ = run("check", "mine", "--task", 2)
     assert status == 1
     assert "Lab 1, task 2: " in out
