@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from minipeft import cli_instruct, cli_lab, cli_language, cli_prompting, cli_study
+from minipeft.cli_common import LINE, err, out, progress_bars, resumable
 from minipeft.errors import UserError
 
 app = typer.Typer(
@@ -19,8 +20,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-out, err = Console(), Console(stderr=True)
-LINE: Any = {"soft_wrap": True, "highlight": False}
 
 DEFAULT_METHODS = "full,topk:1,topk:2,adapter:16,lora:1,lora:8,intrinsic:1000"
 
@@ -30,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        err.print(f"[bold red]Error:[/] {_escape(str(error))}", **LINE)
+        err.print(f"[bold red]Error:[/] {escape(str(error))}", **LINE)
         sys.exit(1)
 
 
@@ -113,12 +112,8 @@ def compare(
     count = default_workers() if workers is None else workers
     settings = Settings(model, task, train_size, test_size, epochs, batch_size, max_length, backend, count)
     folder = out_folder or Path("runs") / f"{Path(model).name}-{Path(task.replace(':', '-')).stem}"
-    try:
-        with LiveTable(err, specs, seeds) as live:
-            results = run(settings, specs, seeds, folder, live.update, tune)
-    except KeyboardInterrupt:
-        err.print(f"Stopped. Everything so far is in {folder}: run the same command again to go on.", soft_wrap=True)
-        raise typer.Exit(130) from None
+    with resumable(folder), LiveTable(err, specs, seeds) as live:
+        results = run(settings, specs, seeds, folder, live.update, tune)
     with err.status("Drawing the figures ..."):
         figures = draw_all(results, folder / "figures")
         page = write_page(folder)
@@ -154,36 +149,28 @@ def train(
 
     Example: `minipeft train lora:8 --model smollm2 --task instruct:sarcasm,tweets --test-size 100 --out runs/follow`
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from minipeft.backend.workers import default_workers
     from minipeft.experiments.cell import Settings
     from minipeft.experiments.methods import parse_method
+    from minipeft.experiments.problems import is_instructions
     from minipeft.experiments.single import ADAPTER, train_one
 
     spec = parse_method(method, lr)
     count = default_workers() if workers is None else workers
-    instructions = task.partition(":")[0] == "instruct"
+    instructions = is_instructions(task)
     length = max_length or (128 if instructions else 64)
     settings = Settings(model, task, train_size, test_size, epochs, batch_size, length, backend, count)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-            bar = progress.add_task(spec.name, total=None)
+    with resumable(out_folder, "The state"), progress_bars() as progress:
+        bar = progress.add_task(spec.name, total=None)
 
-            def show(step: int, steps: int, what: object) -> None:
-                name = what if isinstance(what, str) else spec.name
-                progress.update(bar, completed=step, total=steps, description=name)
+        def show(step: int, steps: int, what: object) -> None:
+            name = what if isinstance(what, str) else spec.name
+            progress.update(bar, completed=step, total=steps, description=name)
 
-            if instructions:
-                cli_instruct.tune(settings, spec, seed, out_folder, show)
-            else:
-                out.print(
-                    f"{train_one(settings, spec, seed, out_folder, show)}; saved to {out_folder / ADAPTER}", **LINE
-                )
-    except KeyboardInterrupt:
-        err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
-        raise typer.Exit(130) from None
+        if instructions:
+            cli_instruct.tune(settings, spec, seed, out_folder, show)
+        else:
+            out.print(f"{train_one(settings, spec, seed, out_folder, show)}; saved to {out_folder / ADAPTER}", **LINE)
     if instructions:
         cli_instruct.tell(out_folder)
 
@@ -280,9 +267,9 @@ def doctor() -> None:
     from minipeft.report.doctor import advice, facts
 
     for what, how in facts():
-        out.print(f"[bold]{what:<12}[/] {_escape(how)}", **LINE)
+        out.print(f"[bold]{what:<12}[/] {escape(how)}", **LINE)
     for sentence in advice():
-        out.print(f"→ {_escape(sentence)}", **LINE)
+        out.print(f"→ {escape(sentence)}", **LINE)
 
 
 for command in (
@@ -313,9 +300,3 @@ def _learning_rates(text: str) -> dict[str, float]:
         if not 0 < rates[family] < 10:
             raise UserError(f"--lr {part!r}: a learning rate is positive and well below 10.")
     return rates
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

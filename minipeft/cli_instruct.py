@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from minipeft.cli_common import LINE, err, out, progress_bars
 from minipeft.errors import UserError
 
 if TYPE_CHECKING:
     from minipeft.experiments.cell import Settings
     from minipeft.experiments.methods import MethodSpec
 
-out, err = Console(), Console(stderr=True)
 SHOWN = 5  # rows of the table of answers
 
 
@@ -56,15 +54,14 @@ def instruct(
         with err.status("Reading the labelled sets ..."):
             rows = load_instructions("" if tasks == "all" else tasks).train[:count]
         write_instructions(out_file, rows)
-        out.print(f"{len(rows)} rows in {out_file}", highlight=False, soft_wrap=True)
+        out.print(f"{len(rows)} rows in {out_file}", **LINE)
         return
     set_backend(backend)
     random.seed(seed)
     asked = questions(about, count)
     with err.status("Loading the teacher ..."):
         model = load_model(teacher, task="causal-lm", dropout=0.0)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+    with progress_bars() as progress:
         bar = progress.add_task("answers", total=len(asked))
         show: Callable[[int, int], None] = lambda done, kept: progress.update(
             bar, completed=done, description=f"{kept} kept"
@@ -73,8 +70,7 @@ def instruct(
     dropped = ", ".join(f"{n} {why}" for why, n in sorted(chosen.dropped.items(), key=lambda item: -item[1]))
     out.print(
         f"{len(chosen.kept)} of {len(asked)} answers kept in {out_file}" + (f"; dropped: {dropped}" if dropped else ""),
-        highlight=False,
-        soft_wrap=True,
+        **LINE,
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from minipeft.cli_common import LINE, err, out
 from minipeft.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-out, err = Console(), Console(stderr=True)
 
 Labs = Annotated[Path, typer.Option("--labs", help="The folder of the solved labs, `labs` of the repository.")]
 
@@ -55,9 +54,9 @@ def start(
 
     lab = begin(number, folder)
     out.print(f"Lab {lab.number}, {lab.title}: about {lab.minutes} minutes, {lab.points:g} points.", highlight=False)
-    out.print(f"1. Read   {folder / 'handout.md'}", highlight=False, soft_wrap=True)
-    out.print(f"2. Write  {folder / f'{lab.name}.py'}", highlight=False, soft_wrap=True)
-    out.print(f"3. Check  minipeft lab check {folder}", highlight=False, soft_wrap=True)
+    out.print(f"1. Read   {folder / 'handout.md'}", **LINE)
+    out.print(f"2. Write  {folder / f'{lab.name}.py'}", **LINE)
+    out.print(f"3. Check  minipeft lab check {folder}", **LINE)
 
 
 @app.command()
@@ -99,7 +98,7 @@ def build(
     from minipeft.labs.spec import RELEASES
 
     for lab in _solved(labs, number):
-        out.print(f"Lab {lab.number}: {write(lab, out_folder or RELEASES)}", highlight=False, soft_wrap=True)
+        out.print(f"Lab {lab.number}: {write(lab, out_folder or RELEASES)}", **LINE)
 
 
 @app.command()
@@ -139,7 +138,7 @@ def grade(
     if csv_file:
         atomic_write(csv_file, course_csv(reports))
         for report in reports:
-            out.print(f"{report.total:7.2f} of {lab.points:g}   {escape(report.name)}", highlight=False, soft_wrap=True)
+            out.print(f"{report.total:7.2f} of {lab.points:g}   {escape(report.name)}", **LINE)
         return
     if json_file:
         atomic_write(json_file, gradescope(reports[0]))
@@ -161,8 +160,8 @@ def package(
     from minipeft.labs.package import classroom_folder, gradescope_zip
 
     (lab,) = _solved(labs, number)
-    out.print(f"Gradescope        {gradescope_zip(lab, out_folder)}", highlight=False, soft_wrap=True)
-    out.print(f"GitHub Classroom  {classroom_folder(lab, out_folder)}", highlight=False, soft_wrap=True)
+    out.print(f"Gradescope        {gradescope_zip(lab, out_folder)}", **LINE)
+    out.print(f"GitHub Classroom  {classroom_folder(lab, out_folder)}", **LINE)
 
 
 def _solved(labs: Path, number: int | None) -> list[Lab]:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-out, err = Console(), Console(stderr=True)
+from minipeft.cli_common import LINE, err, out, progress_bars, resumable
 
 MODEL_HELP = "A known name (smollm2, glassllm), a Hugging Face folder of a GPT-2 or a Llama, or a .gguf file."
 
@@ -135,30 +133,24 @@ def pretrain(
         backend=backend,
         workers=default_workers() if workers is None else workers,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-            bar = progress.add_task("tokenizer", total=None)
+    with resumable(out_folder, "The state"), progress_bars() as progress:
+        bar = progress.add_task("tokenizer", total=None)
 
-            def show(now: PretrainProgress) -> None:
-                name = progress.tasks[bar].description if now.loss is None else f"loss {now.loss:.3f}"
-                progress.update(bar, completed=now.step, total=now.steps, description=name)
-                if now.held_out is not None:
-                    progress.console.print(
-                        f"[bold]step {now.step}, held-out loss {now.held_out:.3f}[/]\n{escape(now.sample or '')}\n",
-                        highlight=False,
-                    )
+        def show(now: PretrainProgress) -> None:
+            name = progress.tasks[bar].description if now.loss is None else f"loss {now.loss:.3f}"
+            progress.update(bar, completed=now.step, total=now.steps, description=name)
+            if now.held_out is not None:
+                progress.console.print(
+                    f"[bold]step {now.step}, held-out loss {now.held_out:.3f}[/]\n{escape(now.sample or '')}\n",
+                    highlight=False,
+                )
 
-            row = run(settings, out_folder, show, keep)
-    except KeyboardInterrupt:
-        err.print(f"Stopped. The state is in {out_folder}: run the same command again to go on.", soft_wrap=True)
-        raise typer.Exit(130) from None
+        row = run(settings, out_folder, show, keep)
     figure = draw_pretraining(out_folder)[0]
     out.print(
         f"{row['parameters'] / 1e6:.2f} M parameters, {row['steps']} steps, {row['train_seconds']:.0f} s; held out: "
         f"loss {row['held_out_loss']:.3f}, perplexity {row['held_out_perplexity']:.1f}, "
         f"{row['bits_per_byte']:.3f} bits per byte",
-        highlight=False,
-        soft_wrap=True,
+        **LINE,
     )
-    out.print(f"Figure   {figure}\nModel    {out_folder / 'model'}", highlight=False, soft_wrap=True)
+    out.print(f"Figure   {figure}\nModel    {out_folder / 'model'}", **LINE)

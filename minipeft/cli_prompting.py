@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from minipeft.cli_common import LINE, err, out, progress_bars, resumable
 from minipeft.cli_language import MODEL_HELP
-
-out, err = Console(), Console(stderr=True)
 
 
 def prompt(
@@ -74,10 +71,8 @@ def prompt(
     with err.status("Loading the model ..."):
         loaded: Any = load_model(model, task="causal-lm", dropout=0.0)
         loaded = loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter)
-    with Progress(
-        TextColumn("rows"), BarColumn(), MofNCompleteColumn(), console=err, disable=not err.is_terminal
-    ) as bar:
-        count = bar.add_task("", total=len(asked))
+    with progress_bars() as bar:
+        count = bar.add_task("rows", total=len(asked))
         p = classify(loaded, chosen, asked, given, calibrate, lambda done: bar.update(count, completed=done))
     out.print(f"[bold]The prompt of the first row[/]\n{escape(chosen.prompt(asked[0], given))} ___\n", highlight=False)
     if text is not None:
@@ -130,30 +125,25 @@ def prompt_vs_finetune(
     settings = Settings(**options, backend=backend, workers=default_workers() if workers is None else workers)
     count = (3 if quick else 10) if seeds is None else seeds
     folder = out_folder or Path("runs") / ("prompt-quick" if quick else "prompt")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
-            cells = bars.add_task("cells", total=count * len(settings.models) * len(APPROACHES))
-            step = bars.add_task("", total=None)
+    with resumable(folder), progress_bars(elapsed=True) as bars:
+        cells = bars.add_task("cells", total=count * len(settings.models) * len(APPROACHES))
+        step = bars.add_task("", total=None)
 
-            def show(now: Now) -> None:
-                bars.update(cells, completed=now.cells_done)
-                bars.update(step, description=now.doing, completed=now.step, total=now.steps)
-                if now.row is not None:
-                    bars.console.print(
-                        "{model} {approach}, seed {seed}: in domain {in_domain:.3f}, out {out_of_domain:.3f}".format(
-                            **now.row
-                        ),
-                        highlight=False,
-                    )
+        def show(now: Now) -> None:
+            bars.update(cells, completed=now.cells_done)
+            bars.update(step, description=now.doing, completed=now.step, total=now.steps)
+            if now.row is not None:
+                bars.console.print(
+                    "{model} {approach}, seed {seed}: in domain {in_domain:.3f}, out {out_of_domain:.3f}".format(
+                        **now.row
+                    ),
+                    highlight=False,
+                )
 
-            results = run(settings, count, folder, show)
-    except KeyboardInterrupt:
-        err.print(f"Stopped. Everything so far is in {folder}: run the same command again to go on.", soft_wrap=True)
-        raise typer.Exit(130) from None
+        results = run(settings, count, folder, show)
     with err.status("Drawing the figures ..."):
         figures = draw_prompting(results, folder / "figures")
     out.print(scores_table(results))
     for figure in figures:
         if figure.suffix == ".png":
-            out.print(f"Figure   {figure}", highlight=False, soft_wrap=True)
+            out.print(f"Figure   {figure}", **LINE)

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-out, err = Console(), Console(stderr=True)
+from minipeft.cli_common import LINE, err, out, progress_bars, resumable
 
 
 def study(
@@ -53,7 +51,7 @@ def study(
 
     if name is None:
         for each in STUDIES.values():
-            out.print(f"[bold]{each.name:<12}[/] {each.question}", highlight=False, soft_wrap=True)
+            out.print(f"[bold]{each.name:<12}[/] {each.question}", **LINE)
         return
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
@@ -83,32 +81,26 @@ def study(
         settings = dataclasses.replace(settings, model=choices["models"][0].removeprefix("random:"))
     plan = dataclasses.replace(plan, settings=settings, seeds=plan.seeds if seeds is None else seeds, choices=choices)
     folder = out_folder or Path("runs") / f"study-{name}{'-quick' * quick}"
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[found]}"), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-            bar = progress.add_task(name, total=None, found="")
+    with resumable(folder):
+        try:
+            with progress_bars(elapsed=True) as progress:
+                bar = progress.add_task(name, total=None)
 
-            def show(now: StudyProgress) -> None:
-                progress.update(
-                    bar,
-                    description=f"{now.done + 1}: {now.job}",
-                    completed=now.step,
-                    total=now.steps or None,
-                    found=f"{now.step}/{now.steps}",
-                )
-                if now.row is not None and not err.is_terminal:
-                    err.print(f"[{now.done}] {now.job}", highlight=False, soft_wrap=True, markup=False)
+                def show(now: StudyProgress) -> None:
+                    what = f"{now.done + 1}: {now.job}"
+                    progress.update(bar, description=what, completed=now.step, total=now.steps or None)
+                    if now.row is not None and not err.is_terminal:
+                        err.print(f"[{now.done}] {now.job}", **LINE, markup=False)
 
-            run_study(chosen, plan, folder, show)
-    except KeyboardInterrupt:
-        with contextlib.suppress(UserError):  # nothing is finished yet
-            write_study(folder)
-        err.print(f"Stopped. Everything so far is in {folder}: run the same command again to go on.", soft_wrap=True)
-        raise typer.Exit(130) from None
+                run_study(chosen, plan, folder, show)
+        except KeyboardInterrupt:
+            with contextlib.suppress(UserError):  # nothing is finished yet
+                write_study(folder)
+            raise
     with err.status("Drawing the figures ..."):
         path = write_study(folder)
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
         if line.startswith(("# ", "- ")):
-            out.print(line, highlight=False, soft_wrap=True, markup=False)
-    out.print(f"Result   {path}", highlight=False, soft_wrap=True)
+            out.print(line, **LINE, markup=False)
+    out.print(f"Result   {path}", **LINE)

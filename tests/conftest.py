@@ -10,7 +10,7 @@ from typing import Any
 import fake_cupy
 import pytest
 
-from minipeft import backend
+from minipeft import backend, cli
 from minipeft.backend import random
 from minipeft.data import fetch
 from minipeft.errors import UserError
@@ -75,6 +75,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def fresh_seed() -> None:
     """Every test starts from root seed 0, whichever ran before it."""
     random.seed(0)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `minipeft ARGUMENTS` in an empty folder; gives (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        status: Any = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code or 0
+        text = capsys.readouterr()
+        return status, text.out, text.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import zipfile
 import pytest
 from folders import write_model, write_task
 
-from minipeft import cli
 from minipeft.experiments.compare import Settings, compare
 from minipeft.experiments.methods import parse_methods
 
@@ -20,23 +19,6 @@ from minipeft.experiments.methods import parse_methods
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     return write_model(folder / "model"), write_task(folder / "task.jsonl")
-
-
-@pytest.fixture
-def run(world, tmp_path, capsys, monkeypatch):
-    """Runs `minipeft ARGUMENTS` in an empty folder; gives (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        status = 0
-        try:
-            cli.main([str(a) for a in arguments])
-        except SystemExit as end:
-            status = end.code or 0
-        text = capsys.readouterr()
-        return status, text.out, text.err
-
-    return call
 
 
 @pytest.fixture

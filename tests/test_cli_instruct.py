@@ -8,29 +8,17 @@ import re
 import pytest
 from decoders import tiny_decoder
 
-from minipeft import cli
 from minipeft.data.instruct import Instruction, read_instructions, write_instructions
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    """Runs `minipeft ARGUMENTS` beside a tiny model and a file of instructions; gives (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def run(run, tmp_path):
+    """The fixture of the same name, beside a tiny model and a file of instructions."""
     tiny_decoder(scale=0.05).save_pretrained(tmp_path / "model")
     colours = ("red", "blue", "green", "grey")
     rows = [Instruction("say:", f"{colour} {i}", colour) for i in range(30) for colour in colours]
     write_instructions(tmp_path / "rows.jsonl", rows)
-
-    def call(*arguments):
-        status = 0
-        try:
-            cli.main([str(a) for a in arguments])
-        except SystemExit as end:
-            status = end.code or 0
-        text = capsys.readouterr()
-        return status, text.out, text.err
-
-    return call
+    return run
 
 
 TRAIN = [

@@ -8,31 +8,12 @@ import re
 import pytest
 from decoders import TOKENIZER, tiny_decoder
 
-from minipeft import cli
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny_decoder().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    """Runs `minipeft ARGUMENTS` in an empty folder; gives (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        status = 0
-        try:
-            cli.main([str(a) for a in arguments])
-        except SystemExit as end:
-            status = end.code or 0
-        text = capsys.readouterr()
-        return status, text.out, text.err
-
-    return call
 
 
 @pytest.mark.parametrize("command", ["generate", "pretrain"])

@@ -8,8 +8,6 @@ import pytest
 from decoders import tiny_decoder
 from folders import write_task
 
-from minipeft import cli
-
 ASK = ["--pattern", r"{text}\nis", "--words", "the,sat"]
 
 
@@ -21,21 +19,10 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    """Runs `minipeft ARGUMENTS` in a folder that holds task.jsonl; gives (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def run(run, tmp_path):
+    """The fixture of the same name, in a folder that holds task.jsonl."""
     write_task(tmp_path / "task.jsonl")
-
-    def call(*arguments):
-        status = 0
-        try:
-            cli.main([str(a) for a in arguments])
-        except SystemExit as end:
-            status = end.code or 0
-        text = capsys.readouterr()
-        return status, text.out, text.err
-
-    return call
+    return run
 
 
 @pytest.mark.parametrize("command", ["prompt", "prompt-vs-finetune"])

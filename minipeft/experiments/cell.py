@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minipeft.autograd import Tensor
 from minipeft.backend import random
 from minipeft.backend.workers import default_workers
 from minipeft.cost import gradient_norms, measure_step
@@ -93,9 +94,12 @@ def run_cell(
     identity = {**dataclasses.asdict(settings), "method": spec.name, "seed": seed}
     trainer = Trainer(model, data[0], pad_id, config, checkpoint, identity, on_step)
     first = trainer.first_batch()
-    cost = measure_step(model, lambda: trainer.loss(first))
-    trainer.optimizer.zero_grad()
-    trainer.loss(first).backward()
+
+    def loss_of_first() -> Tensor:
+        trainer.optimizer.zero_grad()  # so that what is left in the end is one gradient
+        return trainer.loss(first)
+
+    cost = measure_step(model, loss_of_first)
     norms = gradient_norms(model)
     result = trainer.run()
     score = problem.score(model, data[1], settings.workers)
@@ -150,6 +154,6 @@ def check_sizes(settings: Settings, problem: Problem) -> None:
         )
 
 
-def rounded(value: float | None) -> float | None:
-    """To six decimals; None stays."""
-    return None if value is None else round(value, 6)
+def rounded(value: float | None, decimals: int = 6) -> float | None:
+    """To so many decimals; None stays."""
+    return None if value is None else round(value, decimals)

@@ -11,12 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minipeft.backend import set_backend
 from minipeft.data.chat import encode_instructions
 from minipeft.data.instruct import Instruction
-from minipeft.experiments.cell import Settings, build, check_sizes, curve, training_config
+from minipeft.experiments.cell import Settings, build, check_sizes, curve, rounded, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import is_match, load_problem, tokenizer_of, write_answers
 from minipeft.experiments.results import RunFolder
@@ -26,6 +26,7 @@ from minipeft.peft import PeftModel
 from minipeft.training import Trainer, evaluate_tokens
 
 ENOUGH = 10  # rows of one instruction, for the share of its commonest output to mean something
+T = TypeVar("T")
 Told = Callable[[str, int, int], None]  # (what is going on, how much of it is done, of how much)
 
 
@@ -43,12 +44,14 @@ def tune(settings: Settings, spec: MethodSpec, seed: int, out: Path, told: Told 
     problem = load_problem(settings.task)
     check_sizes(settings, problem)
     tell = told or (lambda what, done, total: None)
-    model = build(settings, problem, spec, seed)
-    train, test = problem.encode(settings)
-    RunFolder(out, {**dataclasses.asdict(settings), "method": spec.name, "lr": spec.lr, "seed": seed}, {})
+    identity = {**dataclasses.asdict(settings), "method": spec.name, "lr": spec.lr, "seed": seed}
     results, checkpoint, kept = out / "results.json", out / "checkpoint.safetensors", out / "before.json"
     if results.exists():
+        RunFolder(out, identity, {})
         return dict(json.loads(results.read_text(encoding="utf-8")))
+    model = build(settings, problem, spec, seed)  # what is wrong fails before the folder is made
+    train, test = problem.encode(settings)
+    RunFolder(out, identity, {})
     if not kept.exists():
         atomic_write(kept, json.dumps(examine(model, test, settings.workers, lambda n: tell("before", n, len(test)))))
     before = json.loads(kept.read_text(encoding="utf-8"))
@@ -74,7 +77,7 @@ def tune(settings: Settings, spec: MethodSpec, seed: int, out: Path, told: Told 
         "trainable_params": model.count_parameters().trainable,
         "train_rows": len(train),
         "test_rows": len(test),
-        "guess": {name: _rounded(guess(rows)) for name, rows in by_source(test).items()},
+        "guess": {name: rounded(guess(rows), 5) for name, rows in by_source(test, test).items()},
         "before": before,
         "after": after,
         "train_seconds": round(result.seconds, 1),
@@ -98,23 +101,20 @@ def examine(
     found = evaluate_tokens(model, encode_instructions(tokenizer, rows), tokenizer.pad_id, workers=workers)
     answers = write_answers(model, rows, told)
     right = [is_match(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
-    sources: dict[str, list[bool]] = {}
-    for row, match in zip(rows, right, strict=True):
-        sources.setdefault(row.source, []).append(match)
     return {
         "exact_match": round(sum(right) / len(rows), 5),
         "loss": round(found.loss, 5),
         "log_likelihood": round(-found.nats / len(rows), 5),
-        "sources": {name: round(sum(matches) / len(matches), 5) for name, matches in sources.items()},
+        "sources": {name: round(sum(matches) / len(matches), 5) for name, matches in by_source(rows, right).items()},
         "answers": answers,
     }
 
 
-def by_source(rows: list[Instruction]) -> dict[str, list[Instruction]]:
-    """The rows of each source."""
-    parts: dict[str, list[Instruction]] = {}
-    for row in rows:
-        parts.setdefault(row.source, []).append(row)
+def by_source(rows: list[Instruction], values: list[T]) -> dict[str, list[T]]:
+    """What belongs to the rows, a value each, gathered by their sources."""
+    parts: dict[str, list[T]] = {}
+    for row, value in zip(rows, values, strict=True):
+        parts.setdefault(row.source, []).append(value)
     return parts
 
 
@@ -129,7 +129,3 @@ def guess(rows: list[Instruction]) -> float | None:
     if len(rows) < ENOUGH * len(outputs):
         return None
     return sum(counts.most_common(1)[0][1] for counts in outputs.values()) / len(rows)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)

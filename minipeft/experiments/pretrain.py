@@ -106,13 +106,17 @@ def pretrain(settings: PretrainSettings, out: Path, listener: Listener | None = 
         workers=settings.workers,
         checkpoint_seconds=30.0,
     )
-    tokenizer = train_bpe([line for text in corpus.train for line in text.splitlines(True)], settings.vocab_size)
-    train = PackedTokens(encode_documents(tokenizer, corpus.train), settings.context)
-    RunFolder(out, {**dataclasses.asdict(settings), "text": corpus.digest}, {})
-    results = out / "results.json"
+    identity, results = {**dataclasses.asdict(settings), "text": corpus.digest}, out / "results.json"
     if results.exists():
+        RunFolder(out, identity, {})
         return dict(json.loads(results.read_text(encoding="utf-8")))
-    tokenizer = _kept_tokenizer(tokenizer, out / "tokenizer")
+    kept = out / "tokenizer"  # another version of the library might learn another one
+    begun = (kept / "tokenizer.json").exists()
+    tokenizer = Tokenizer.from_folder(kept) if begun else _learn_tokenizer(corpus, settings.vocab_size)
+    train = PackedTokens(encode_documents(tokenizer, corpus.train), settings.context)  # too little text fails here
+    RunFolder(out, identity, {})
+    if not begun:
+        tokenizer.save_pretrained(kept)
     held_out = windows(encode_documents(tokenizer, corpus.held_out), settings.context)
     model = fresh_model(
         settings.style,
@@ -202,9 +206,5 @@ class _Watch:
         return loss, sample
 
 
-def _kept_tokenizer(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """The tokenizer of the run's beginning: another version of the library might learn another one."""
-    if (folder / "tokenizer.json").exists():
-        return Tokenizer.from_folder(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+def _learn_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
+    return train_bpe([line for text in corpus.train for line in text.splitlines(True)], vocab_size)

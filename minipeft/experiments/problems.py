@@ -88,6 +88,11 @@ def is_language(name: str) -> bool:
     return name.partition(":")[0] in (TEXT, INSTRUCT)
 
 
+def is_instructions(name: str) -> bool:
+    """Whether a task is one of instructions."""
+    return name.partition(":")[0] == INSTRUCT
+
+
 def base_model(settings: Settings, labels: tuple[str, ...] | None) -> Pretrained:
     """The pre-trained model, with a fresh classifier for the labels, or as the language model that it is."""
     if labels is not None:

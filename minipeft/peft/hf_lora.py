@@ -8,7 +8,6 @@ A_v's in v's, zero elsewhere. The other way round, each of q, k and v gets PEFT'
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from minipeft.backend import Array, active
 from minipeft.errors import UserError
 from minipeft.models.pretrained import Pretrained
 from minipeft.peft.dora import DoraConfig
-from minipeft.peft.lora import LoraConfig
+from minipeft.peft.lora import LoraConfig, divisor
 
 PREFIX = "base_model.model."
 TASKS = {"classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "features": "FEATURE_EXTRACTION"}
@@ -64,7 +63,7 @@ def to_files(
             )
             scale = _scale([config.at(name) for name in own], own, model)
             r, alpha = sum(config.at(name).r for name in own), config.at(own[0]).lora_alpha
-            settings[module] = r, alpha if len(own) == 1 else scale * (math.sqrt(r) if config.use_rslora else r)
+            settings[module] = r, alpha if len(own) == 1 else scale * divisor(r, config.use_rslora)
             if len(inside) > 1:
                 parts[module] = {name: [config.at(name).r, config.at(name).lora_alpha] for name in own}
             if isinstance(config, DoraConfig):

@@ -15,7 +15,7 @@ from minipeft.errors import UserError
 from minipeft.models.pretrained import Pretrained
 from minipeft.peft.dora import DoraConfig
 from minipeft.peft.hf_lora import HEADS, PREFIX, check_whole, places
-from minipeft.peft.lora import LoraConfig
+from minipeft.peft.lora import LoraConfig, divisor
 
 READ = ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")  # fields that mean the same here
 # Fields that say nothing of what is computed, or only details of a feature that another field switches on.
@@ -55,7 +55,7 @@ def from_files(
             raise UserError(f"{path}: r={r}: the rank of LoRA is 1 or more.")
         if A.shape[1] != r or B.shape[0] != r:
             raise UserError(f"{path}: r is {r} for {module}, but its tensors have rank {A.shape[1]}.")
-        scale = alpha / (math.sqrt(r) if raw.get("use_rslora") else r)
+        scale = alpha / divisor(r, bool(raw.get("use_rslora")))
         magnitude = tensors.get(f"{PREFIX}{module}.lora_magnitude_vector")
         if (magnitude is not None) != bool(raw.get("use_dora")):
             raise UserError(f"{path}: use_dora={raw.get('use_dora')} does not fit the tensors of {module}.")
@@ -68,7 +68,7 @@ def from_files(
                     column += width
                     continue
                 rank, own_alpha = parts[module][ours]
-                own_scale = own_alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
+                own_scale = own_alpha / divisor(rank, bool(raw.get("use_rslora")))
                 if not math.isclose(own_scale, scale, rel_tol=1e-9):  # somebody has changed the config since
                     own_alpha *= scale / own_scale
             settings[ours] = (rank, own_alpha)

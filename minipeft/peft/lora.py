@@ -65,7 +65,7 @@ class LoraConfig(PeftConfig):
     @property
     def scale(self) -> float:
         """s."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+        return self.lora_alpha / divisor(self.r, self.use_rslora)
 
     def at(self, name: str) -> LoraConfig:
         """The settings for one target: with the rank and the α that the patterns give it."""
@@ -88,6 +88,11 @@ class LoraConfig(PeftConfig):
     def attach(self, model: Module) -> Method:
         """Put a `LoRALinear` in the place of every target. Raises UserError for a name that matches nothing."""
         return LoraMethod(model, self, LoRALinear)
+
+
+def divisor(r: int, use_rslora: bool) -> float:
+    """What α is divided by: r, or √r (arXiv 2312.03732)."""
+    return math.sqrt(r) if use_rslora else r
 
 
 class LoRALinear(Wrapper):

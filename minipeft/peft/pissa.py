@@ -8,7 +8,6 @@ change s (A B - A₀ B₀) = s (A | A₀) (B; -B₀), LoRA of rank 2r for the or
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from minipeft.autograd import Tensor, functional
 from minipeft.backend import Array, active, random
 from minipeft.errors import UserError
 from minipeft.nn import Linear, Module
-from minipeft.peft.lora import LoraConfig, LoRALinear, LoraMethod
+from minipeft.peft.lora import LoraConfig, LoRALinear, LoraMethod, divisor
 from minipeft.peft.method import Method, PeftConfig
 
 
@@ -65,7 +64,7 @@ class PissaMethod(LoraMethod):
     def exported(self, config: PeftConfig, state: Mapping[str, Any]) -> tuple[PeftConfig, dict[str, Any]]:
         """LoRA of rank 2r with the same s: A next to A₀, B above -B₀."""
         assert isinstance(config, LoraConfig)
-        concatenate, more = active().xp.concatenate, math.sqrt(2) if config.use_rslora else 2
+        concatenate, more = active().xp.concatenate, divisor(2, config.use_rslora)
         settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(LoraConfig)}
         settings |= {"r": 2 * config.r, "lora_alpha": more * config.lora_alpha}
         settings["rank_pattern"] = {name: 2 * r for name, r in config.rank_pattern.items()}

@@ -27,6 +27,7 @@ LAYER = {
     "report": 6,
     "labs": 6,
     "cli": 7,
+    "cli_common": 7,
     "cli_instruct": 7,
     "cli_lab": 7,
     "cli_language": 7,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from minipeft import cli
 from minipeft.labs.grade import Report
 from minipeft.labs.reports import course_csv, gradescope, junit
 from minipeft.labs.run import Outcome
@@ -24,21 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
+def run(run, monkeypatch):
     """Runs `minipeft lab ARGUMENTS` in an empty folder; gives (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments):
-        status = 0
-        try:
-            cli.main(["lab", *map(str, arguments)])
-        except SystemExit as end:
-            status = end.code or 0
-        text = capsys.readouterr()
-        return status, text.out, text.err
-
-    return call
+    return lambda *arguments: run("lab", *arguments)
 
 
 @pytest.fixture
