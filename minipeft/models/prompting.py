@@ -12,9 +12,9 @@ from minipeft.data.splits import Example
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError
 from minipeft.models.pretrained import Pretrained
-from minipeft.models.reading import base_of, common_prefix, evaluating, read, tokenizer_of
+from minipeft.models.reading import base_of, common_prefix, read, tokenizer_of
 from minipeft.models.writing import prompt_ids
-from minipeft.nn import KVCache, LanguageHead, LastTokenHead, Module
+from minipeft.nn import KVCache, LanguageHead, LastTokenHead, Module, evaluating
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # texts that say nothing (arXiv 2102.09690, section 5)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from minipeft.autograd import no_grad
 from minipeft.backend import Array
 from minipeft.data.batching import pad
 from minipeft.data.tokenize import Tokenizer
@@ -32,18 +30,6 @@ def tokenizer_of(model: Module) -> Tokenizer:
     if tokenizer is None:
         raise UserError("The model's folder has no tokenizer, so it can neither read nor write texts.")
     return tokenizer
-
-
-@contextlib.contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """Inside, nothing is recorded, dropout is off, and what a method shares among passes is computed once."""
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad(), model.prepared():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def read(

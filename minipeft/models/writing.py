@@ -9,9 +9,9 @@ from minipeft.backend import random
 from minipeft.data.bpe import STOP
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError
-from minipeft.models.reading import base_of, evaluating, read, read_afresh, tokenizer_of
+from minipeft.models.reading import base_of, read, read_afresh, tokenizer_of
 from minipeft.models.sampling import Sampling, choose
-from minipeft.nn import Module
+from minipeft.nn import Module, evaluating
 
 Listener = Callable[[int, str], None]
 BROKEN = "�"  # what stands for the bytes of a character that is not whole yet

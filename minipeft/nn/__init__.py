@@ -3,7 +3,7 @@
 from minipeft.nn.cache import KVCache
 from minipeft.nn.heads import ClassificationHead, LanguageHead, LastTokenHead
 from minipeft.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
-from minipeft.nn.module import Module, Parameter
+from minipeft.nn.module import Module, Parameter, evaluating
 from minipeft.nn.transformer import Block, Embeddings, Transformer, TransformerConfig
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "RMSNorm",
     "Transformer",
     "TransformerConfig",
+    "evaluating",
 ]

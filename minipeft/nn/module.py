@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minipeft.autograd import Tensor
+from minipeft.autograd import Tensor, no_grad
 from minipeft.backend import active
 from minipeft.errors import UserError
 
@@ -150,3 +150,15 @@ class Module:
                 raise UserError(f"{name} is {state[name].dtype} in the file; weights are floats.")
         for name, parameter in own.items():
             parameter.data[...] = active().asarray(state[name], dtype=parameter.dtype)
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Inside, nothing is recorded, dropout is off, and what a method shares among passes is computed once."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad(), model.prepared():
+            yield
+    finally:
+        model.train(was_training)

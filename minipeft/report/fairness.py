@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.experiments.tune import best_rate
 from minipeft.files import read_lines
 from minipeft.report.summary import Summary
 
@@ -92,11 +93,11 @@ def trial_rows(run: Path) -> tuple[list[float], list[list[str]]]:
     rows = []
     for method, tried in trials.items():
         finished = [trial for trial in tried.values() if trial["loss"] is not None]
-        best = max(finished, key=lambda trial: (trial["accuracy"], -trial["loss"]), default=None)
+        best = best_rate(method, finished) if finished else None
         texts = []
         for lr in rates:
             at = tried.get(lr)
             text = "" if at is None else "diverged" if at["loss"] is None else f"{100 * at['accuracy']:.1f}"
-            texts.append(f"{text} ◂" if at is not None and at is best else text)
+            texts.append(f"{text} ◂" if at is not None and lr == best else text)
         rows.append([method, *texts])
     return rates, rows

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.autograd import functional, no_grad
+from minipeft.autograd import functional
 from minipeft.backend import active
 from minipeft.backend.workers import Workers
 from minipeft.data import EncodedSet, TokenRows, collate, sorted_order
 from minipeft.errors import UserError
-from minipeft.nn import Module
+from minipeft.nn import Module, evaluating
 from minipeft.training.targets import logits_and_targets
 
 
@@ -42,14 +42,9 @@ def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 
         losses[place] = functional.cross_entropy(logits, batch.labels, reduction="sum").data
         classes[active().asarray(indices)] = logits.data.argmax(axis=-1)
 
-    was_training = model.training
-    model.eval()
-    try:
-        with Workers(active().useful_workers(workers)) as pool, no_grad(), model.prepared():
-            for place, indices in pool.mine(list(enumerate(batches))):
-                score(place, indices)
-    finally:
-        model.train(was_training)
+    with Workers(active().useful_workers(workers)) as pool, evaluating(model):
+        for place, indices in pool.mine(list(enumerate(batches))):
+            score(place, indices)
     predictions = active().to_numpy(classes).tolist()
     right = sum(int(a == b) for a, b in zip(predictions, dataset.labels.tolist(), strict=True))
     return Score(right / len(dataset), float(losses.sum()) / len(dataset), predictions)
@@ -88,16 +83,11 @@ def evaluate_tokens(
     if not len(dataset):
         raise UserError("There are no rows to evaluate on.")
     nats = active().shared((len(dataset),), "float64")
-    was_training = model.training
-    model.eval()
-    try:
-        with Workers(active().useful_workers(workers)) as pool, no_grad(), model.prepared():
-            for indices in pool.mine(sorted_order(dataset.lengths, batch_size)):
-                batch = dataset.batch(indices, pad_id)
-                logits, targets = logits_and_targets(model, batch)
-                for place, i in enumerate(indices):
-                    nats[i] = functional.cross_entropy(logits[place], targets[place], reduction="sum").data
-    finally:
-        model.train(was_training)
+    with Workers(active().useful_workers(workers)) as pool, evaluating(model):
+        for indices in pool.mine(sorted_order(dataset.lengths, batch_size)):
+            batch = dataset.batch(indices, pad_id)
+            logits, targets = logits_and_targets(model, batch)
+            for place, i in enumerate(indices):
+                nats[i] = functional.cross_entropy(logits[place], targets[place], reduction="sum").data
     rows = active().to_numpy(nats).tolist()
     return TokenScore(sum(rows), dataset.targets(range(len(dataset))), rows)

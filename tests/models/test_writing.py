@@ -10,9 +10,10 @@ import minipeft as mp
 from minipeft.data import pad
 from minipeft.errors import UserError
 from minipeft.models import Sampling, generate
-from minipeft.models.reading import common_prefix, evaluating, read, read_afresh
+from minipeft.models.reading import common_prefix, read, read_afresh
 from minipeft.models.sampling import choose
 from minipeft.models.writing import _Row, _uncertain, end_ids
+from minipeft.nn import evaluating
 from minipeft.peft import IntrinsicConfig, LoraConfig, get_peft_model
 
 PROMPTS = ["the cat sat on", "the cat sat on the mat and a dog", "the cat", "a film was good: no?"]
