@@ -100,13 +100,13 @@ def peers_of(shape: Shape, method: str) -> tuple[str, ...]:
     """The peers that a cell is written for.
 
     PEFT has LoRA; what the other methods need is written in torch here, but for the intrinsic dimension. The small engines
-    train the whole of a model, on the MLP and, autograd, on the GPT: they have no transformer of their own.
+    train the whole of the MLP and of the GPT, which are written here: they have no transformer of their own.
     """
     family = split_method(method)[0]
     if shape.kind == "mlp":
         return ("autograd", "mygrad")
     peers = {"full": ("torch",), "topk": ("torch",), "adapter": ("torch",), "lora": ("torch", "peft")}.get(family, ())
-    return (*peers, "autograd") if family == "full" and shape.kind == "gpt" else peers
+    return (*peers, "autograd", "mygrad") if family == "full" and shape.kind == "gpt" else peers
 
 
 def threads() -> int:

@@ -1,6 +1,7 @@
-"""The small autograd engines as peers: HIPS autograd (the MLP and the GPT) and MyGrad (the MLP).
+"""The small autograd engines as peers, on the MLP and the GPT: HIPS autograd and MyGrad.
 
 Models are written as these libraries' users would: their NumPy, their ops. Both get a plain AdamW and the same clipping.
+The GPT's GELU is the tanh form: neither has erf without SciPy.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def parameters(shape: Shape) -> list[Any]:
 
 
 class AutogradStep:
-    """One step with HIPS autograd. The GPT's GELU is the tanh form: autograd's erf needs SciPy."""
+    """One step with HIPS autograd."""
 
     def __init__(self, shape: Shape) -> None:
         from autograd import value_and_grad
@@ -84,35 +85,42 @@ class AutogradStep:
 
 
 class MygradStep:
-    """One step with MyGrad, on the MLP."""
+    """One step with MyGrad."""
 
     def __init__(self, shape: Shape) -> None:
+        self.shape = shape
         self.theta = parameters(shape)
         self.optimizer = AdamW(self.theta)
         self.x, self.labels = inputs(shape)
+        self.logits = _mlp if shape.kind == "mlp" else _gpt
 
     def __call__(self) -> Any:
         import mygrad as mg
         from mygrad.nnet.losses import softmax_crossentropy
 
         theta = [mg.tensor(a, copy=False) for a in self.theta]
-        h: Any = self.x
-        for i in range(0, len(theta) - 2, 2):
-            h = mg.maximum(mg.matmul(h, theta[i]) + theta[i + 1], 0)
-        loss = softmax_crossentropy(mg.matmul(h, theta[-2]) + theta[-1], self.labels)
+        logits = self.logits(mg, theta, self.x, self.shape)
+        labels = self.labels.reshape(-1)
+        loss = softmax_crossentropy(logits, labels) * np.float32(labels.size / len(self.labels))
         loss.backward()
         self.optimizer.step([t.grad for t in theta])
         return loss.data
 
 
+def _dot(anp: Any) -> Any:
+    return getattr(anp, "dot", anp.matmul)  # autograd's gradient of dot is the faster one; MyGrad has no dot
+
+
 def _mlp(anp: Any, theta: list[Any], h: Any, shape: Shape) -> Any:
+    dot = _dot(anp)
     for i in range(0, len(theta) - 2, 2):
-        h = anp.maximum(anp.dot(h, theta[i]) + theta[i + 1], 0)
-    return anp.dot(h, theta[-2]) + theta[-1]
+        h = anp.maximum(dot(h, theta[i]) + theta[i + 1], 0)
+    return dot(h, theta[-2]) + theta[-1]
 
 
 def _gpt(anp: Any, theta: list[Any], ids: Any, shape: Shape) -> Any:
     batch, seq = ids.shape
+    dot = _dot(anp)
     future = np.triu(np.full((seq, seq), -1e30, dtype=np.float32), 1)
 
     def norm(x: Any, w: Any, b: Any) -> Any:
@@ -122,18 +130,18 @@ def _gpt(anp: Any, theta: list[Any], ids: Any, shape: Shape) -> Any:
     def heads(x: Any) -> Any:
         return anp.transpose(x.reshape(batch, seq, shape.heads, -1), (0, 2, 1, 3))
 
-    x = (theta[0][ids] + theta[1][:seq]).reshape(-1, shape.d)  # 2-D from here on: np.dot has BLAS for that alone
+    x = (theta[0][ids] + theta[1][:seq]).reshape(-1, shape.d)  # 2-D from here on: dot has BLAS for that alone
     for i in range(2, 2 + 16 * shape.layers, 16):
         n1, c1, wq, bq, wk, bk, wv, bv, wo, bo, n2, c2, wu, bu, wd, bd = theta[i : i + 16]
         h = norm(x, n1, c1)
-        q, k, v = (heads(anp.dot(h, w) + b) for w, b in ((wq, bq), (wk, bk), (wv, bv)))
+        q, k, v = (heads(dot(h, w) + b) for w, b in ((wq, bq), (wk, bk), (wv, bv)))
         scores = anp.matmul(q, anp.swapaxes(k, -1, -2)) * (shape.d // shape.heads) ** -0.5 + future
         e = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
         mixed = anp.matmul(e / anp.sum(e, axis=-1, keepdims=True), v)
-        x = x + anp.dot(anp.transpose(mixed, (0, 2, 1, 3)).reshape(-1, shape.d), wo) + bo
-        u = anp.dot(norm(x, n2, c2), wu) + bu
-        x = x + anp.dot(0.5 * u * (1 + anp.tanh(0.7978845608 * (u + 0.044715 * u * u * u))), wd) + bd
-    return anp.dot(norm(x, *theta[-4:-2]), theta[-2]) + theta[-1]
+        x = x + dot(anp.transpose(mixed, (0, 2, 1, 3)).reshape(-1, shape.d), wo) + bo
+        u = dot(norm(x, n2, c2), wu) + bu
+        x = x + dot(0.5 * u * (1 + anp.tanh(0.7978845608 * (u + 0.044715 * u * u * u))), wd) + bd
+    return dot(norm(x, *theta[-4:-2]), theta[-2]) + theta[-1]
 
 
 def import_for(shape: Shape, peer: str) -> None:

@@ -114,8 +114,9 @@ def test_the_small_engines_take_the_same_step(peer: str) -> None:
     )
 
 
-def test_autograd_computes_the_same_gpt() -> None:
-    pytest.importorskip("autograd", reason="the peer needs autograd")
+@pytest.mark.parametrize("peer", ["autograd", "mygrad"])
+def test_the_small_engines_compute_the_same_gpt(peer: str) -> None:
+    pytest.importorskip(peer, reason=f"the peer needs {peer}")
     from benchmarks import others
 
     ours = build_model(GPT)
@@ -131,7 +132,7 @@ def test_autograd_computes_the_same_gpt() -> None:
         own[name].data[...] = value
     # to the difference between GELU and its tanh form
     np.testing.assert_allclose(
-        losses(Step(GPT, "full", model=ours)), losses(others.Step(GPT, "full", "autograd")), rtol=1e-4
+        losses(Step(GPT, "full", model=ours)), losses(others.Step(GPT, "full", peer)), rtol=1e-4
     )
 
 
@@ -149,7 +150,7 @@ def test_a_busy_machine_gives_nothing_to_quote() -> None:
 
 
 def test_every_cell_has_its_peers() -> None:
-    assert peers_of(GPT, "full") == ("torch", "autograd")
+    assert peers_of(GPT, "full") == ("torch", "autograd", "mygrad")
     assert peers_of(BERT, "lora:8") == ("torch", "peft")
     assert peers_of(BERT, "intrinsic:1000") == ()
     with pytest.raises(SystemExit, match="Known: a, b"):
