@@ -131,9 +131,7 @@ def test_the_small_engines_compute_the_same_gpt(peer: str) -> None:
     for name, value in zip(names, others.parameters(GPT), strict=True):
         own[name].data[...] = value
     # to the difference between GELU and its tanh form
-    np.testing.assert_allclose(
-        losses(Step(GPT, "full", model=ours)), losses(others.Step(GPT, "full", peer)), rtol=1e-4
-    )
+    np.testing.assert_allclose(losses(Step(GPT, "full", model=ours)), losses(others.Step(GPT, "full", peer)), rtol=1e-4)
 
 
 def test_the_interval_holds_the_median() -> None:
