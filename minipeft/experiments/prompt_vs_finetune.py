@@ -207,7 +207,7 @@ def fine_tune(
         encode_prompts(tokenizer, PATTERN, rows)
         for rows in (shots, data.validation, data.in_domain, data.out_of_domain)
     )
-    best = Best(tuned, validation, tokenizer.pad_id, tell)
+    best = Best(tuned, validation, tokenizer.pad_id, settings.workers, tell)
     lr = settings.lr_lora if approach == "lora" else settings.lr_full
     training = TrainingConfig(lr=lr, epochs=settings.epochs, batch_size=8, workers=settings.workers, cache_mb=0)
     trainer = Trainer(tuned, train, tokenizer.pad_id, training, on_step=best.on_step)
@@ -230,8 +230,8 @@ class Best:
     Equal accuracies are told apart by the loss.
     """
 
-    def __init__(self, model: Any, rows: EncodedSet, pad_id: int, tell: Tell) -> None:
-        self.model, self.rows, self.pad_id, self.tell = model, rows, pad_id, tell
+    def __init__(self, model: Any, rows: EncodedSet, pad_id: int, workers: int, tell: Tell) -> None:
+        self.model, self.rows, self.pad_id, self.workers, self.tell = model, rows, pad_id, workers, tell
         self.every, self.step = 1, 0
         self.score = (-1.0, 0.0)
         self.kept: list[Any] = []
@@ -240,7 +240,7 @@ class Best:
         """For the trainer."""
         self.tell(step, steps)
         if step % self.every == 0:
-            found = evaluate(self.model, self.rows, self.pad_id)
+            found = evaluate(self.model, self.rows, self.pad_id, workers=self.workers)
             if (found.accuracy, -found.loss) > self.score:
                 self.score, self.step = (found.accuracy, -found.loss), step
                 self.kept = [p.data.copy() for p in self.model.trainable_parameters().values()]

@@ -83,7 +83,7 @@ def test_the_checkpoint_that_is_kept_is_the_best_on_the_validation_rows():
     for _ in range(2):
         Trainer(model, rows, TOKENIZER.pad_id, TrainingConfig(lr=0.02, epochs=8, batch_size=8)).run()
         states.append([p.data.copy() for p in parameters])
-    scores, best = [], Best(model, rows, TOKENIZER.pad_id, lambda step, of: None)
+    scores, best = [], Best(model, rows, TOKENIZER.pad_id, 1, lambda step, of: None)
     for step, state in enumerate((states[0], states[2], states[1], states[0]), start=1):
         for parameter, data in zip(parameters, state, strict=True):
             parameter.data[...] = data
