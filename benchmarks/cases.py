@@ -99,13 +99,13 @@ def split_method(method: str) -> tuple[str, int, bool]:
 def peers_of(shape: Shape, method: str) -> tuple[str, ...]:
     """The peers that a cell is written for.
 
-    PEFT has LoRA; what the other methods need is written in torch here, but for the intrinsic dimension. The small engines
-    train the whole of the MLP and of the GPT, which are written here: they have no transformer of their own.
+    PEFT has LoRA; what the other methods need is written in torch here. The small engines train the whole of the MLP and of
+    the GPT, which are written here as well: they have no transformer of their own.
     """
     family = split_method(method)[0]
     if shape.kind == "mlp":
         return ("autograd", "mygrad")
-    peers = {"full": ("torch",), "topk": ("torch",), "adapter": ("torch",), "lora": ("torch", "peft")}.get(family, ())
+    peers = ("torch", "peft") if family == "lora" else ("torch",)
     return (*peers, "autograd", "mygrad") if family == "full" and shape.kind == "gpt" else peers
 
 

@@ -2,8 +2,8 @@
 
 SDPA attention, fused AdamW on the trainable parameters alone, frozen ones with `requires_grad=False`. Shape "bert" is
 transformers' BertForSequenceClassification, "llama" its LlamaForCausalLM; "gpt" is a plain module written here, with
-the names of ours. LoRA and
-adapters are small layers put around linear ones; the peer "peft" has Hugging Face PEFT's LoRA instead.
+the names of ours. LoRA and adapters are small layers put around linear ones; the peer "peft" has Hugging Face PEFT's LoRA
+instead. The intrinsic dimension is in torch_intrinsic.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.cases import CLIP, LR, WEIGHT_DECAY, Shape, Unsupported, inputs, split_method, threads
+from benchmarks.torch_intrinsic import Subspace
 
 LLAMAS = ("llama", "tied")
 QUERY_VALUE = {**dict.fromkeys(("gpt", *LLAMAS), ("q_proj", "v_proj")), "bert": ("query", "value")}
@@ -229,6 +230,11 @@ class Step:
             attach(build_model(shape) if model is None else model, shape.kind, method, peer).to(self.device).train()
         )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.subspace: Subspace | None = None
+        if family == "intrinsic":
+            head = [name for name, p in self.model.named_parameters() if p.requires_grad]
+            self.subspace = Subspace(self.model, number, outside=head)
+            self.trained.append(self.subspace.theta_d)
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         ids, labels = inputs(shape)
         self.host = torch.from_numpy(ids), torch.from_numpy(labels)
@@ -276,6 +282,9 @@ class Step:
 
     def _logits(self) -> torch.Tensor:
         model: Any = self.model
+        if self.subspace is not None:
+            output = self.subspace.call(model, self.ids)
+            return output if self.shape.kind == "gpt" else output.logits
         if self.shape.kind == "gpt":
             return model(self.ids) if self.hidden is None else model.upper(self.hidden, self.cut)
         if self.hidden is None:

@@ -24,7 +24,7 @@ GPT = parse_shape("a/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 BERT = parse_shape("b/d=32/layers=2/heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 LLAMA = parse_shape("smollm2/d=32/layers=2/heads=4/kv_heads=2/d_ff=64/vocab=50/seq=8/batch=4")
 TIED = parse_shape("smollm2-135m/d=32/layers=2/heads=4/kv_heads=2/d_ff=64/vocab=50/seq=8/batch=4")
-METHODS = ["full", "topk:1", "topk:1:cached", "adapter:4", "lora:2"]
+METHODS = ["full", "topk:1", "topk:1:cached", "adapter:4", "lora:2", "intrinsic:5"]
 QUICK = ["--rounds", "2", "--wait", "0", "--keep-busy"]
 
 
@@ -85,8 +85,39 @@ def test_both_sides_take_the_same_step(shape: Any, method: str) -> None:
     step, peer = Step(shape, method, model=ours), torch_peer.Step(shape, method, model=theirs)
     assert step.count()["trained"] == peer.count()["trained"]
     # The methods' own weights are drawn by each side for itself, but they start from the base's function.
-    together = 1 if method.startswith(("adapter", "lora")) else 3
+    together = 1 if method.startswith(("adapter", "lora", "intrinsic")) else 3
     np.testing.assert_allclose(losses(step)[:together], losses(peer)[:together], rtol=1e-5)
+
+
+def test_the_peers_subspace_is_that_of_fastfood() -> None:
+    torch = pytest.importorskip("torch", reason="the peers' side needs torch")
+    from benchmarks.torch_intrinsic import Subspace
+
+    torch.manual_seed(0)
+    model, d = torch.nn.Linear(40, 30).requires_grad_(False), 10
+    subspace = Subspace(model, d, outside=["bias"])
+    M = subspace_matrix(subspace)
+    np.testing.assert_allclose(M.norm(dim=1), (1200 / d) ** 0.5, rtol=0.2)  # rows of length √(D/d)
+    x = torch.randn(3, 40)
+    with torch.no_grad():
+        assert torch.equal(subspace.call(model, x), model(x))  # θ_d = 0 is θ₀
+        subspace.theta_d += 1
+        moved = x @ (model.weight + M.sum(0).view(30, 40)).T + model.bias
+        np.testing.assert_allclose(subspace.call(model, x), moved, rtol=1e-4, atol=1e-4)
+
+
+def subspace_matrix(subspace: Any) -> Any:
+    """M (d, D), a row a coordinate: what moving that coordinate by 1 changes."""
+    import torch
+
+    rows = []
+    with torch.no_grad():
+        for i in range(subspace.d):
+            subspace.theta_d.zero_()
+            subspace.theta_d[i] = 1
+            rows.append(subspace.change())
+        subspace.theta_d.zero_()
+    return torch.stack(rows)
 
 
 def test_peft_trains_as_many_parameters_from_the_same_loss() -> None:
@@ -150,7 +181,7 @@ def test_a_busy_machine_gives_nothing_to_quote() -> None:
 def test_every_cell_has_its_peers() -> None:
     assert peers_of(GPT, "full") == ("torch", "autograd", "mygrad")
     assert peers_of(BERT, "lora:8") == ("torch", "peft")
-    assert peers_of(BERT, "intrinsic:1000") == ()
+    assert peers_of(BERT, "intrinsic:1000") == ("torch",)
     with pytest.raises(SystemExit, match="Known: a, b"):
         parse_shape("c")
     assert inputs(GPT)[1].shape == (4, 8)
