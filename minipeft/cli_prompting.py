@@ -32,6 +32,7 @@ def prompt(
     adapter: Annotated[
         Path | None, typer.Option(help="The OUT/adapter of a tuned causal model, to put on first.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the rows.")] = None,
     backend: Annotated[str, typer.Option(help="Where to compute: numpy, numba or cupy.")] = "numpy",
 ) -> None:
     """Classify by prompting: which class's word does a language model find likeliest after the text? Nothing is trained.
@@ -46,6 +47,7 @@ def prompt(
     import dataclasses
 
     from minipeft.backend import random, set_backend
+    from minipeft.backend.workers import default_workers
     from minipeft.data import Example, load_task
     from minipeft.data.patterns import draw_shots, find_pattern
     from minipeft.errors import UserError
@@ -73,7 +75,8 @@ def prompt(
         loaded = loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter)
     with progress_bars() as bar:
         count = bar.add_task("rows", total=len(asked))
-        p = classify(loaded, chosen, asked, given, calibrate, lambda done: bar.update(count, completed=done))
+        processes = default_workers() if workers is None else workers
+        p = classify(loaded, chosen, asked, given, calibrate, lambda n: bar.update(count, completed=n), processes)
     out.print(f"[bold]The prompt of the first row[/]\n{escape(chosen.prompt(asked[0], given))} ___\n", highlight=False)
     if text is not None:
         for name, word, value in sorted(zip(rows.labels, chosen.words, p[0], strict=True), key=lambda c: -c[2]):
@@ -97,7 +100,7 @@ def prompt_vs_finetune(
         str | None, typer.Option(help="By rising size; tiny and small are pre-trained first; or as in generate.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Draws of the 16 examples; 10, or 3 with --quick.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that share each batch of fine-tuning.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the work.")] = None,
     backend: Annotated[str, typer.Option(help="Where to compute: numpy, numba or cupy.")] = "numpy",
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; a rerun goes on with what is missing.")

@@ -162,7 +162,7 @@ def _run_cell(
     began = time.perf_counter()
     scores: dict[str, Any]
     if approach == "icl":
-        found = in_context(model, shots, (data.in_domain, data.out_of_domain), tell)
+        found = in_context(model, shots, (data.in_domain, data.out_of_domain), settings.workers, tell)
         scores = {
             "trained": 0,
             "validation": None,
@@ -177,11 +177,11 @@ def _run_cell(
 
 
 def in_context(
-    model: Pretrained, shots: list[Example], tests: tuple[tuple[Example, ...], ...], tell: Tell
+    model: Pretrained, shots: list[Example], tests: tuple[tuple[Example, ...], ...], workers: int, tell: Tell
 ) -> list[float]:
     """The accuracy on each test when the examples are in the prompt; they are read once for all its rows."""
     rows = [row for test in tests for row in test]
-    p = classify(model, PATTERN, rows, shots, on_done=lambda done: tell(done, len(rows)))
+    p = classify(model, PATTERN, rows, shots, on_done=lambda done: tell(done, len(rows)), workers=workers)
     right = iter(
         [row.label == max(range(len(LABELS)), key=classes.__getitem__) for row, classes in zip(rows, p, strict=True)]
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from minipeft.backend import Array, active
+from minipeft.backend.workers import Workers
 from minipeft.data.batching import pad
 from minipeft.data.patterns import Pattern
 from minipeft.data.splits import Example
@@ -25,6 +26,7 @@ def label_likelihoods(
     labels: Sequence[str],
     batch_size: int = 16,
     on_done: Callable[[int], None] | None = None,
+    workers: int = 1,
 ) -> list[list[float]]:
     """log p(label | prompt) in nats, for each prompt that of every label.
 
@@ -36,7 +38,8 @@ def label_likelihoods(
         prompts: the texts.
         labels: what may follow, as a rule with a blank first.
         batch_size: prompts that are read side by side.
-        on_done: called with the number of prompts that are done.
+        on_done: called with the number of prompts that are done; of several workers, the first one's count for all.
+        workers: processes that share the batches.
 
     Raises:
         UserError: a prompt with its label is longer than the context; a label would be cut into other tokens with the
@@ -52,24 +55,25 @@ def label_likelihoods(
                 f"The prompt {prompt[:40]!r}... has {length} tokens with its label; this model reads at most {most}. "
                 "Give fewer examples or shorter texts."
             )
-    scores: list[list[float]] = [[] for _ in rows]
-    shared, done = common_prefix(rows) if rows else 0, 0
+    scores = active().shared((len(rows), len(labels)), "float64")
+    shared = common_prefix(rows) if rows else 0
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     with evaluating(model):
         prefix = None
         if shared:
             prefix = KVCache(base_of(model).config.layers)
             model([rows[0][:shared]], cache=prefix, last=True)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-        for batch in (order[at : at + batch_size] for at in range(0, len(order), batch_size)):
-            cache, logits = read(model, [rows[i][shared:] for i in batch], tokenizer.pad_id, prefix)
-            for label in range(len(labels)):
-                found = _tail_likelihoods(model, cache, logits, [tails[i][label] for i in batch], tokenizer.pad_id)
-                for i, score in zip(batch, found, strict=True):
-                    scores[i].append(score)
-            done += len(batch)
-            if on_done is not None:
-                on_done(done)
-    return scores
+        with Workers(min(active().useful_workers(workers), len(batches) or 1)) as pool:
+            for number, batch in enumerate(pool.mine(batches), start=1):
+                cache, logits = read(model, [rows[i][shared:] for i in batch], tokenizer.pad_id, prefix)
+                for label in range(len(labels)):
+                    ends = [tails[i][label] for i in batch]
+                    found = _tail_likelihoods(model, cache, logits, ends, tokenizer.pad_id)
+                    scores[active().asarray(batch), label] = active().asarray(found)
+                if on_done is not None and pool.rank == 0:
+                    on_done(min(number * pool.count * batch_size, len(rows)))
+    return [[float(score) for score in row] for row in active().to_numpy(scores)]
 
 
 def classify(
@@ -79,6 +83,7 @@ def classify(
     shots: Sequence[Example] = (),
     calibrate: bool = False,
     on_done: Callable[[int], None] | None = None,
+    workers: int = 1,
 ) -> list[list[float]]:
     """The probability of each class of every example, by the likelihood of its word among the words of the pattern.
 
@@ -90,12 +95,13 @@ def classify(
         calibrate: divide by the probabilities that texts without content get, the mean over three of them: what the model
             answers whatever is asked is no evidence (contextual calibration, arXiv 2102.09690, section 5).
         on_done: called with the number of examples that are done.
+        workers: processes that share the work.
 
     Raises:
         UserError: as `label_likelihoods`.
     """
     prompts = [pattern.prompt(example, shots) for example in examples]
-    found = label_likelihoods(model, prompts, pattern.answers, on_done=on_done)
+    found = label_likelihoods(model, prompts, pattern.answers, on_done=on_done, workers=workers)
     if not calibrate:
         return [_softmax(row) for row in found]
     empty = [Example(text, 0, text) for text in CONTENT_FREE]

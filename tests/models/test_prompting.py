@@ -36,13 +36,16 @@ def by_hand(model, prompt, label):
 
 
 @every_family
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_a_label_has_the_sum_of_its_tokens_log_likelihoods(family, batch_size):
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 1), (16, 1), (1, 2), (2, 3)])
+def test_a_label_has_the_sum_of_its_tokens_log_likelihoods(family, batch_size, workers):
     model = tiny_decoder(family)
     lengths = [len(label_ids(TOKENIZER, PROMPTS[0], label)) for label in LABELS]
     assert min(lengths) == 1
     assert max(lengths) > 2
-    found = label_likelihoods(model, PROMPTS, LABELS, batch_size)
+    told = []
+    found = label_likelihoods(model, PROMPTS, LABELS, batch_size, told.append, workers)
+    assert told == sorted(told)
+    assert told[-1] == len(PROMPTS)
     expected = [[by_hand(model, prompt, label) for label in LABELS] for prompt in PROMPTS]
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
