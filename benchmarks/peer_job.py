@@ -21,7 +21,7 @@ from minipeft.data.tokenize import Tokenizer
 from minipeft.experiments.methods import parse_methods
 from minipeft.optim.schedule import linear
 
-BATCH, EVAL_BATCH, MAX_LENGTH, WARMUP = 32, 64, 64, 0.1  # the defaults of `minipeft compare`
+BATCH, EVAL_BATCH, MAX_LENGTH, WARMUP = 32, 32, 64, 0.1  # the defaults of `minipeft compare`
 
 
 def run(methods: str, task_name: str, train_size: int, test_size: int, epochs: int) -> dict[str, float]:

@@ -42,6 +42,7 @@ from minipeft.training import Trainer, TrainingConfig, evaluate
 
 PATTERN = Pattern("{text}\nSentiment:", ("bad", "good"), most_words=16)
 APPROACHES = ("icl", "full", "lora")
+TEST_BATCH = 16  # rows; some hundred of them are enough batches for the workers to finish together
 COLUMNS = (
     "model",
     "approach",
@@ -214,7 +215,9 @@ def fine_tune(
     best.every = trainer.steps_per_epoch * min(2, settings.epochs)
     trainer.run()
     best.restore()
-    tests = [evaluate(tuned, rows, tokenizer.pad_id, workers=settings.workers) for rows in (in_domain, out_of_domain)]
+    tests = [
+        evaluate(tuned, rows, tokenizer.pad_id, TEST_BATCH, settings.workers) for rows in (in_domain, out_of_domain)
+    ]
     return {
         "trained": tuned.count_parameters().trainable,
         "validation": best.score[0],
@@ -240,7 +243,7 @@ class Best:
         """For the trainer."""
         self.tell(step, steps)
         if step % self.every == 0:
-            found = evaluate(self.model, self.rows, self.pad_id, workers=self.workers)
+            found = evaluate(self.model, self.rows, self.pad_id, TEST_BATCH, self.workers)
             if (found.accuracy, -found.loss) > self.score:
                 self.score, self.step = (found.accuracy, -found.loss), step
                 self.kept = [p.data.copy() for p in self.model.trainable_parameters().values()]

@@ -24,7 +24,7 @@ class Score:
     predictions: list[int]
 
 
-def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 64, workers: int = 1) -> Score:
+def evaluate(model: Module, dataset: EncodedSet, pad_id: int, batch_size: int = 32, workers: int = 1) -> Score:
     """Score a classifier. Dropout is off inside, and as it was afterwards. The batches are shared among the workers.
 
     Raises:
