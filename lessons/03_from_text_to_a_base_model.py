@@ -123,7 +123,7 @@ print(f"at the start {first.loss:.3f} nats a token; ln V = {np.log(V):.3f}")
 PROMPT = "ROMEO:\n"
 before = [made.text for made in generate(model, [PROMPT] * 8, Sampling(40, temperature=0.7))]
 
-quick = test.head(lesson.pick(60, 8))
+quick = test.sample(lesson.pick(60, 8))
 curve = []
 
 

@@ -42,9 +42,11 @@ class TokenRows:
         """The tokens that are to be predicted."""
         return int(sum((self.labels[i] != IGNORE).sum() for i in indices))
 
-    def head(self, n: int) -> TokenRows:
-        """The first n rows."""
-        return TokenRows(self.ids[:n], self.labels[:n])
+    def sample(self, n: int) -> TokenRows:
+        """n rows (or all, where there are fewer) at equal distances: of a text, from its beginning to its end."""
+        n = min(n, len(self))
+        places = [i * len(self) // n for i in range(n)]
+        return TokenRows(tuple(self.ids[i] for i in places), tuple(self.labels[i] for i in places))
 
 
 @dataclass(frozen=True)

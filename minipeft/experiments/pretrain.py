@@ -28,7 +28,7 @@ from minipeft.models import Pretrained, Sampling, generate, load_model
 from minipeft.models.fresh import fresh_model
 from minipeft.training import Trainer, TrainingConfig, evaluate_tokens
 
-QUICK_TOKENS = 8192  # of the held-out part, while training
+QUICK_TOKENS = 8192  # of the held-out part, from all over it, while training
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def pretrain(settings: PretrainSettings, out: Path, listener: Listener | None = 
         settings.context,
         settings.dropout,
     )
-    watch = _Watch(model, held_out.head(max(1, QUICK_TOKENS // settings.context)), out, listener)
+    watch = _Watch(model, held_out.sample(max(1, QUICK_TOKENS // settings.context)), out, listener)
     trainer = Trainer(model, train, tokenizer.pad_id, config, out / "checkpoint.safetensors", on_step=watch.on_step)
     watch.every = trainer.steps_per_epoch
     watch.kept = {trainer.total >> i for i in range(1, keep + 1)} - {0}

@@ -50,7 +50,9 @@ def read_log(path: Path) -> dict[int, dict[str, float]]:
 
 def loss_figure(log: dict[int, dict[str, float]]) -> Figure:
     """Cross-entropy in nats a token against the step: of the batches, and of the held-out text once an epoch."""
-    figure = blank_figure(9, 5, "Pre-training", "Loss on the training batches, and on text that is held out")
+    figure = blank_figure(
+        9, 5, "Pre-training", "Loss on the training batches, and on samples of the text that is held out"
+    )
     axes = figure.add_subplot()
     ends = []
     for name, text, colour, look in (
