@@ -6,6 +6,7 @@ another order; here the two halves of a head are paired (see autograd/rope.py), 
 
 from __future__ import annotations
 
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,20 @@ BLOCK = {
 }
 SINGLE_DIGITS = {"default": False, "gpt-2": False, "smollm": True}  # how a text is cut before the merges
 CONTROL = 3  # the type of a special token
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """The file at `path`. Its metadata are read once: SmolLM2's are a hundred thousand strings, and take seconds.
+
+    Raises:
+        UserError: as `GGUFFile`.
+    """
+    return _open(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _open(path: Path, modified: int) -> GGUFFile:
+    return GGUFFile(path)
 
 
 class GGUFFile:
@@ -60,7 +75,7 @@ class GGUFFile:
         return {
             "model_type": "llama",
             "hidden_act": "silu",
-            "vocab_size": len(self._field("tokenizer.ggml.tokens")),
+            "vocab_size": len(self._tokens),
             "hidden_size": int(self._field("llama.embedding_length")),
             "num_hidden_layers": int(self._field("llama.block_count")),
             "num_attention_heads": self.heads,
@@ -99,6 +114,12 @@ class GGUFFile:
             state[name] = array.astype("float32", copy=False).T if linear else array.astype("float32", copy=False)
         return state
 
+    @cached_property
+    def _tokens(self) -> list[str]:
+        tokens: list[str] = self._field("tokenizer.ggml.tokens")
+        return tokens
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the metadata. Raises UserError for one that is not byte-level BPE of a known kind."""
         model, cut = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre", "default")
@@ -106,7 +127,7 @@ class GGUFFile:
             raise UserError(
                 f"{self.path}: its tokenizer is {model!r} / {cut!r}; known: gpt2 / {', '.join(SINGLE_DIGITS)}."
             )
-        tokens: list[str] = self._field("tokenizer.ggml.tokens")
+        tokens = self._tokens
         merges = [(a, b) for a, _, b in (line.partition(" ") for line in self._field("tokenizer.ggml.merges"))]
         types = self._field("tokenizer.ggml.token_type", [])
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}

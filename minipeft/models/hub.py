@@ -12,7 +12,7 @@ from minipeft.data.bpe import from_vocab_and_merges
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError, unknown
 from minipeft.models.bert import Bert
-from minipeft.models.gguf_file import GGUFFile
+from minipeft.models.gguf_file import open_gguf
 from minipeft.models.glass import read_glass, read_glass_tokenizer
 from minipeft.models.gpt2 import GPT2
 from minipeft.models.llama import Llama
@@ -52,8 +52,8 @@ def load_model(
     place = find_model(name_or_folder, progress)
     state, tokenizer = None, None
     if place.suffix == ".gguf":
-        gguf = GGUFFile(place)
-        config, state, tokenizer = gguf.hf_config(), gguf.state(), gguf.tokenizer()
+        gguf = open_gguf(place)
+        config, state, tokenizer = gguf.hf_config(), gguf.state(), gguf.tokenizer
     elif place.suffix == ".npz":
         config, state = read_glass(place)
         tokenizer = read_glass_tokenizer(place)
@@ -86,7 +86,7 @@ def load_tokenizer(name_or_folder: str | Path, progress: bool = True) -> Tokeniz
     """The tokenizer of a model, without its weights. Raises UserError when the model has none."""
     place = find_model(name_or_folder, progress)
     if place.suffix == ".gguf":
-        return GGUFFile(place).tokenizer()
+        return open_gguf(place).tokenizer
     found = read_glass_tokenizer(place) if place.suffix == ".npz" else _folder_tokenizer(place)
     if found is None:
         raise UserError(f"{place} has no tokenizer.json or vocab.txt, so its texts cannot be read.")
