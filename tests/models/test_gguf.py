@@ -31,10 +31,10 @@ SHAPE = {
 IDS = np.random.default_rng(0).integers(0, len(TOKENS), (2, 9))
 
 
-def model_of(tied: bool = True) -> Llama:
+def model_of(tied: bool = True, seed: int = 1) -> Llama:
     mp.seed(0)
     model = Llama({**SHAPE, "tie_word_embeddings": tied}, "causal-lm").eval()
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     for p in model.parameters():
         p.data[...] = rng.standard_normal(p.shape) * 0.3
     return model
@@ -153,7 +153,16 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
             load_model(tmp_path / "broken.gguf", task="causal-lm")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(UserError, match=r"pip install 'minipeft\[gguf\]'"):
-        load_model(path, task="causal-lm")
+        load_model(path.rename(tmp_path / "not read yet.gguf"), task="causal-lm")
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+    path = write(tmp_path / "tiny.gguf", model_of(seed=0))
+    first, again = (load_model(path, task="causal-lm").eval()(IDS).data for _ in range(2))
+    np.testing.assert_array_equal(again, first)
+    path.unlink()
+    other = load_model(write(path, model_of(seed=1)), task="causal-lm").eval()
+    assert np.abs(other(IDS).data - first).max() > 1e-3
 
 
 # ---- SmolLM2
