@@ -105,7 +105,8 @@ def peers_of(shape: Shape, method: str) -> tuple[str, ...]:
     family = split_method(method)[0]
     if shape.kind == "mlp":
         return ("autograd", "mygrad")
-    peers = ("torch", "peft") if family == "lora" else ("torch",)
+    written = {"lora": ("torch", "peft"), **dict.fromkeys(("full", "topk", "adapter", "intrinsic"), ("torch",))}
+    peers = written.get(family, ())
     return (*peers, "autograd", "mygrad") if family == "full" and shape.kind == "gpt" else peers
 
 

@@ -7,7 +7,6 @@ from torch's own random numbers: the same distribution, other draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,18 +15,11 @@ from torch.func import functional_call
 
 
 class Subspace(nn.Module):
-    """θ_d of length d, for all parameters of a model but some.
+    """θ_d of length d, which moves the frozen parameters of a model; those that it trains otherwise are not in θ."""
 
-    Args:
-        model: its parameters must be frozen.
-        d: the dimension.
-        outside: names of parameters that stay as they are.
-    """
-
-    def __init__(self, model: nn.Module, d: int, outside: Iterable[str] = ()) -> None:
+    def __init__(self, model: nn.Module, d: int) -> None:
         super().__init__()
-        skip = set(outside)
-        self.theta_0 = {name: p for name, p in model.named_parameters() if name not in skip}
+        self.theta_0 = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         device = next(iter(self.theta_0.values())).device
         self.sizes = [p.numel() for p in self.theta_0.values()]
         self.d, self.D = d, sum(self.sizes)

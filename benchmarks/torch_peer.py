@@ -230,10 +230,8 @@ class Step:
             attach(build_model(shape) if model is None else model, shape.kind, method, peer).to(self.device).train()
         )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.subspace: Subspace | None = None
-        if family == "intrinsic":
-            head = [name for name, p in self.model.named_parameters() if p.requires_grad]
-            self.subspace = Subspace(self.model, number, outside=head)
+        self.subspace = Subspace(self.model, number) if family == "intrinsic" else None
+        if self.subspace is not None:
             self.trained.append(self.subspace.theta_d)
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         ids, labels = inputs(shape)

@@ -73,7 +73,8 @@ def label_likelihoods(
                     scores[active().asarray(batch), label] = active().asarray(found)
                 if on_done is not None and pool.rank == 0:
                     on_done(min(number * pool.count * batch_size, len(rows)))
-    return [[float(score) for score in row] for row in active().to_numpy(scores)]
+    likelihoods: list[list[float]] = active().to_numpy(scores).tolist()
+    return likelihoods
 
 
 def classify(

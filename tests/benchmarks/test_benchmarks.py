@@ -94,8 +94,9 @@ def test_the_peers_subspace_is_that_of_fastfood() -> None:
     from benchmarks.torch_intrinsic import Subspace
 
     torch.manual_seed(0)
-    model, d = torch.nn.Linear(40, 30).requires_grad_(False), 10
-    subspace = Subspace(model, d, outside=["bias"])
+    model, d = torch.nn.Linear(40, 30), 10
+    model.weight.requires_grad_(False)
+    subspace = Subspace(model, d)
     M = subspace_matrix(subspace)
     np.testing.assert_allclose(M.norm(dim=1), (1200 / d) ** 0.5, rtol=0.2)  # rows of length √(D/d)
     x = torch.randn(3, 40)
@@ -182,6 +183,7 @@ def test_every_cell_has_its_peers() -> None:
     assert peers_of(GPT, "full") == ("torch", "autograd", "mygrad")
     assert peers_of(BERT, "lora:8") == ("torch", "peft")
     assert peers_of(BERT, "intrinsic:1000") == ("torch",)
+    assert peers_of(BERT, "bitfit") == ()
     with pytest.raises(SystemExit, match="Known: a, b"):
         parse_shape("c")
     assert inputs(GPT)[1].shape == (4, 8)

@@ -115,6 +115,7 @@ def test_rows_are_padded_without_targets():
     assert batch.labels.tolist() == [[IGNORE, 6, IGNORE], [IGNORE, 3, 9]]
     assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert rows.targets([0, 1]) == 3
+    assert sorted(np.concatenate(rows.order(1, np.random.default_rng(0)))) == [0, 1]
 
 
 def test_a_sample_goes_from_the_beginning_to_the_end():
@@ -122,11 +123,6 @@ def test_a_sample_goes_from_the_beginning_to_the_end():
     assert [row[0] for row in rows.sample(3).ids] == [0, 30, 60]
     assert [row[0] for row in rows.sample(3).labels] == [1, 31, 61]
     assert len(rows.sample(50)) == len(rows) == 10
-
-
-def test_rows_are_given_out_once():
-    rows = TokenRows((np.array([1, 2, 3]), np.array([4, 5])), (np.array([IGNORE, 3, 9]), np.array([IGNORE, 6])))
-    assert sorted(np.concatenate(rows.order(1, np.random.default_rng(0)))) == [0, 1]
 
 
 @pytest.mark.asset
