@@ -245,8 +245,9 @@ def fetch(
     """
     from rich.table import Table
 
-    from minipeft.data.assets import ASSETS, is_fetched
+    from minipeft.data.asset_table import ASSETS
     from minipeft.data.assets import fetch as bring
+    from minipeft.data.assets import is_fetched
 
     if names:
         for name in names:

@@ -6,7 +6,8 @@ from a .csv or .jsonl of the user's own) whose rows are without duplicates and s
 batches.
 """
 
-from minipeft.data.assets import ASSETS, Asset, cache_folder, fetch, is_fetched
+from minipeft.data.asset_table import ASSETS, Asset
+from minipeft.data.assets import cache_folder, fetch, is_fetched
 from minipeft.data.batching import (
     Batch,
     EncodedSet,

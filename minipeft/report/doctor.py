@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_info
 
 from minipeft.backend import active, set_backend
 from minipeft.backend.workers import default_workers
-from minipeft.data.assets import ASSETS, cache_folder, is_fetched
+from minipeft.data.asset_table import ASSETS
+from minipeft.data.assets import cache_folder, is_fetched
 from minipeft.errors import UserError
 
 

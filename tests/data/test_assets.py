@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from minipeft.data import assets, download
-from minipeft.data.assets import ASSETS, Asset, cache_folder, fetch, is_fetched
+from minipeft.data.asset_table import ASSETS, Asset
+from minipeft.data.assets import cache_folder, fetch, is_fetched
 from minipeft.errors import UserError
 
 CONTENT = {"tiny_pkg/data/a.txt": b"alpha\n", "tiny_pkg/data/sub/b.txt": b"beta\n", "tiny_pkg/__init__.py": b"1 / 0\n"}
