@@ -15,6 +15,10 @@ from minipeft.errors import UserError
 
 END = "<|endoftext|>"
 START, STOP = "<|im_start|>", "<|im_end|>"  # around each message of a chat
+CHAT = (  # ChatML in Jinja, for transformers: what `chat.py` writes
+    f"{{% for message in messages %}}{START}{{{{ message.role }}}}\n{{{{ message.content }}}}{STOP}\n{{% endfor %}}"
+    f"{{% if add_generation_prompt %}}{START}assistant\n{{% endif %}}"
+)
 
 
 def byte_level(
@@ -79,7 +83,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     fast.train_from_iterator(texts, trainer)
-    settings = {"eos_token": END, "pad_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {
+        "eos_token": END,
+        "pad_token": END,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": CHAT,
+    }
     return Tokenizer(fast, {"tokenizer_config.json": json.dumps(settings, indent=2) + "\n"})
 
 

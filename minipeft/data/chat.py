@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,8 @@ from minipeft.data.instruct import Instruction
 from minipeft.data.token_rows import IGNORE, TokenRows
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError
+
+SYSTEM = re.compile(rf"'({re.escape(START)}system\n[^']*{re.escape(STOP)}\n)'")  # a whole message in a template
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,17 @@ class ChatFormat:
 def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     """The format that a tokenizer's tokens are made for.
 
-    With `<|im_start|>` and `<|im_end|>` it is ChatML, as SmolLM2's and as the tokenizers of `minipeft pretrain` have it;
-    else headings in plain text, as Alpaca's, and the end-of-text token.
+    With `<|im_start|>` and `<|im_end|>` it is ChatML, as SmolLM2's and as the tokenizers of `minipeft pretrain` have it,
+    after the system message that the tokenizer's template begins with if the user gives none; else headings in plain
+    text, as Alpaca's, and the end-of-text token.
 
     Raises:
         UserError: the tokenizer has no token to end an answer with.
     """
     stop = tokenizer.token_id(STOP)
     if stop is not None and tokenizer.token_id(START) is not None:
-        return ChatFormat(f"{START}user\n", f"{STOP}\n{START}assistant\n", stop)
+        system = SYSTEM.search(tokenizer.chat_template.replace(r"\n", "\n"))
+        return ChatFormat(f"{system[1] if system else ''}{START}user\n", f"{STOP}\n{START}assistant\n", stop)
     if tokenizer.eos_id is None:
         raise UserError("The tokenizer has no end-of-text token, so an answer could not end: take another model.")
     return ChatFormat("### Instruction:\n", "\n\n### Response:\n", tokenizer.eos_id)

@@ -5,14 +5,13 @@ A part is held out: a tenth of the documents, by hash, or the last tenth of a te
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from minipeft.data.assets import fetch
-from minipeft.data.splits import fraction
+from minipeft.data.splits import digest, fraction
 from minipeft.data.tasks import TASK_NAMES, load_task
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError, unknown
@@ -30,13 +29,8 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """A hash of all of it: a run is not to go on with a text that has changed."""
-        sha = hashlib.sha256()
-        for part in (self.train, self.held_out):
-            for document in part:
-                sha.update(document.encode() + b"\0")
-            sha.update(b"\1")
-        return sha.hexdigest()
+        """A hash of all of it."""
+        return digest(self.train, self.held_out)
 
 
 def load_corpus(names: str, progress: bool = True) -> Corpus:
@@ -68,10 +62,11 @@ def load_corpus(names: str, progress: bool = True) -> Corpus:
 def hold_out(documents: list[str]) -> tuple[list[str], list[str]]:
     """The documents to train on, and the others. Of fewer than 20, the last tenth of each is cut off at a line's end."""
     if len(documents) >= FEW:
-        apart = [fraction(document) < HELD_OUT for document in documents]
+        places = [fraction(document) for document in documents]
+        line = max(HELD_OUT, min(places) + 1e-9)  # of some dozens, none may be in the first tenth
         return (
-            [text for text, out in zip(documents, apart, strict=True) if not out],
-            [text for text, out in zip(documents, apart, strict=True) if out],
+            [text for text, place in zip(documents, places, strict=True) if place >= line],
+            [text for text, place in zip(documents, places, strict=True) if place < line],
         )
     parts = []
     for text in documents:

@@ -13,9 +13,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from minipeft.data.instruct_templates import TEMPLATES, Template, Templates
-from minipeft.data.splits import Example, fraction, normalise
+from minipeft.data.splits import Example, digest, fraction, normalise
 from minipeft.data.tasks import Task, load_task
-from minipeft.data.user_file import read_objects
+from minipeft.data.user_file import encodable, read_objects
 from minipeft.errors import UserError, unknown
 from minipeft.files import atomic_write
 
@@ -41,10 +41,15 @@ class Instruction:
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """Rows to train on, and rows whose instructions no row of training has."""
+    """Rows to train on, and rows held out: in other wordings, or, of a file with few instructions, with other inputs."""
 
     train: tuple[Instruction, ...]
     test: tuple[Instruction, ...]
+
+    @property
+    def digest(self) -> str:
+        """A hash of all rows."""
+        return digest(*((json.dumps(asdict(row)) for row in part) for part in (self.train, self.test)))
 
 
 def load_instructions(names: str = "", progress: bool = True) -> InstructionSet:
@@ -97,7 +102,7 @@ def read_instructions(path: str | Path) -> list[Instruction]:
             value = fields.get(name, "")
             if not isinstance(value, str):
                 raise UserError(f"{path}, line {line}: {name!r} must be a text, not {json.dumps(value)[:40]}.")
-            if not value.strip() and name in ("instruction", "output"):
+            if not encodable(path, line, name, value).strip() and name in ("instruction", "output"):
                 raise UserError(f"{path}, line {line}: {name!r} is empty; only 'input' may be.")
         known = {name: str(fields[name]).strip() for name in FIELDS}
         rows.append(Instruction(**known, source=str(fields.get("source") or path.stem)))

@@ -41,14 +41,16 @@ class Pattern:
 
     def __post_init__(self) -> None:
         try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None}
+            blanks = [blank for blank in string.Formatter().parse(self.template) if blank[1] is not None]
         except ValueError as error:
             raise UserError(
                 f"The pattern {self.template!r} cannot be read ({error}); braces are for {{text}}."
             ) from None
-        if "text" not in fields or not fields <= {"text", "text_pair"}:
+        fields = {field for _, field, _, _ in blanks}
+        plain = not any(form or conversion for _, _, form, conversion in blanks)
+        if "text" not in fields or not fields <= {"text", "text_pair"} or not plain:
             raise UserError(
-                f"The pattern {self.template!r} needs {{text}}, may have {{text_pair}}, and no other field."
+                f"The pattern {self.template!r} needs {{text}}, may have {{text_pair}}, and nothing else in braces."
             )
         if self.template != self.template.rstrip():
             raise UserError(
@@ -56,7 +58,7 @@ class Pattern:
             )
         if len(self.words) < 2 or not all(word.strip() for word in self.words):
             raise UserError(f"The words {self.words} of a pattern are 2 or more, one a class, none of them empty.")
-        if len(set(self.words)) < len(self.words):
+        if len(set(self.answers)) < len(self.words):
             raise UserError(f"The words {self.words} of a pattern must differ, or their classes cannot be told apart.")
         if self.most_words < 1:
             raise UserError(f"most_words={self.most_words}: a text keeps 1 word or more.")

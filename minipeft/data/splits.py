@@ -61,6 +61,16 @@ def fraction(key: str) -> float:
     return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 11) / 2**53
 
 
+def digest(*parts: Iterable[str]) -> str:
+    """A hash of texts, shared out into parts: a run is not to go on with data that have changed."""
+    sha = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            sha.update(text.encode() + b"\0")
+        sha.update(b"\1")
+    return sha.hexdigest()
+
+
 def split_name(key: str) -> str:
     """The split that an example of the group `key` is in: "train", "validation" or "test"."""
     position = fraction(key)

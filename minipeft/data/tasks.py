@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minipeft.data.assets import fetch
-from minipeft.data.splits import Example, Group, normalise, split
+from minipeft.data.splits import Example, Group, digest, normalise, split
 from minipeft.data.user_file import read_examples
 from minipeft.errors import UserError, unknown
 
@@ -31,6 +31,12 @@ class Task:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     metric: str = "accuracy"
+
+    @property
+    def digest(self) -> str:
+        """A hash of all rows and their classes."""
+        parts = (self.train, self.validation, self.test)
+        return digest(*((f"{row.label}\n{row.text}\n{row.text_pair}" for row in part) for part in parts))
 
     def head(self, split: str, n: int) -> tuple[Example, ...]:
         """The first `n` examples of "train", "validation" or "test": the same random sample in every run.

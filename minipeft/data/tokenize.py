@@ -73,7 +73,8 @@ class Tokenizer:
         """Encode each text, or each text with its entry of `pairs`, to `max_length` tokens at most.
 
         The special tokens are added, and count. What is too long loses tokens at its end; in a pair, always the text
-        that is longer at that moment.
+        that is longer at that moment. A tokenizer that puts no special token between a text and its pair gets a line's
+        end there, or the last word of the one would run into the first of the other.
 
         Raises:
             UserError: `max_length` leaves no room beside the special tokens, or an entry is not a text.
@@ -90,6 +91,8 @@ class Tokenizer:
             )
         for entry in (*texts, *(pairs or ())):
             _check_text(entry)
+        if pairs is not None and special == self._fast.num_special_tokens_to_add(False):
+            texts = [f"{text}\n" for text in texts]
         self._fast.enable_truncation(max_length, strategy="longest_first")
         try:
             inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -115,6 +118,12 @@ class Tokenizer:
         """The number of a token; None when there is none of that spelling."""
         number: int | None = self._fast.token_to_id(token)
         return number
+
+    @property
+    def chat_template(self) -> str:
+        """How a chat is written, in Jinja, as the settings that came with the tokenizer say; "" when they do not."""
+        found = _settings(Path("tokenizer_config.json"), self._companions).get("chat_template")
+        return found if isinstance(found, str) else ""
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json, and what came with it, into `folder`, which `from_folder` and transformers can load."""

@@ -141,7 +141,7 @@ def _text(path: Path, line: int, fields: dict[str, object], name: str) -> str:
         raise _bad(path, line, f"{name} must be a string, not {json.dumps(value)[:40]}")
     if not value.strip():
         raise _bad(path, line, f"empty {name}")
-    return _encodable(path, line, name, value)
+    return encodable(path, line, name, value)
 
 
 def _label(path: Path, line: int, fields: dict[str, object]) -> str:
@@ -149,13 +149,14 @@ def _label(path: Path, line: int, fields: dict[str, object]) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise _bad(path, line, "missing label")
     if isinstance(value, str):
-        return _encodable(path, line, "label", value.strip())
+        return encodable(path, line, "label", value.strip())
     if isinstance(value, int):  # also True and False, as "true" and "false"
         return json.dumps(value)
     raise _bad(path, line, f"label must be a string or an integer, not {json.dumps(value)[:40]}")
 
 
-def _encodable(path: Path, line: int, name: str, value: str) -> str:
+def encodable(path: Path, line: int, name: str, value: str) -> str:
+    """The value of a field. Raises UserError when it is no text that UTF-8 can write."""
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud83d" without its other half

@@ -28,6 +28,7 @@ BLOCK = {
     "ffn_down": "down_proj",
 }
 SINGLE_DIGITS = {"default": False, "gpt-2": False, "smollm": True}  # how a text is cut before the merges
+OTHERS = "Take another file of the model, for example Q4_1, Q8_0 or F16."
 CONTROL = 3  # the type of a special token
 
 
@@ -63,6 +64,10 @@ class GGUFFile:
         try:
             self.reader = gguf.GGUFReader(path)
         except (ValueError, IndexError, KeyError, OSError) as error:
+            if "GGMLQuantizationType" in str(error):
+                raise UserError(
+                    f"{path} has a quantisation that the package gguf does not know ({error}). {OTHERS}"
+                ) from error
             raise UserError(f"{path} is not a whole GGUF file ({error}). Fetch or copy it again.") from error
         if (kind := self._field("general.architecture")) != "llama":
             raise UserError(f"{path} holds a {kind!r} model; of GGUF files, this version reads 'llama' ones.")
@@ -72,11 +77,21 @@ class GGUFFile:
     def hf_config(self) -> dict[str, Any]:
         """The shape, as a Hugging Face config.json of a Llama states it."""
         tensors = {tensor.name for tensor in self.reader.tensors}
+        width = int(self._field("llama.embedding_length"))
+        turned, scaling = (
+            self._field("llama.rope.dimension_count", None),
+            self._field("llama.rope.scaling.type", "none"),
+        )
+        if scaling != "none" or turned not in (None, width // self.heads):
+            raise UserError(
+                f"{self.path}: rotary positions with {scaling!r} scaling on {turned or 'all'} dimensions of a head; this "
+                f"version has those without scaling, on all {width // self.heads} of them."
+            )
         return {
             "model_type": "llama",
             "hidden_act": "silu",
             "vocab_size": len(self._tokens),
-            "hidden_size": int(self._field("llama.embedding_length")),
+            "hidden_size": width,
             "num_hidden_layers": int(self._field("llama.block_count")),
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
@@ -105,7 +120,7 @@ class GGUFFile:
                 kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
                 raise UserError(
                     f"{self.path}: tensor {tensor.name!r} is quantised as {kind}, which the package gguf cannot undo "
-                    f"({error}). Take another file of the model, for example Q4_1, Q8_0 or F16."
+                    f"({error}). {OTHERS}"
                 ) from error
             name = self._our_name(tensor.name)
             if name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -76,8 +76,10 @@ def load_model(
         model.load_pretrained(place / "model.safetensors")
         tokenizer = _folder_tokenizer(place)
     else:
-        own = model.state_dict()
-        model.load_state_dict({**{name: own[name] for name in own if name.startswith("head.classifier")}, **state})
+        if task != "causal-lm":  # the head is another one: a fresh classifier, or none
+            state.pop("head.weight", None)
+            state |= {name: array for name, array in model.state_dict().items() if name.startswith("head.")}
+        model.load_state_dict(state)
     model.tokenizer = tokenizer
     return model
 

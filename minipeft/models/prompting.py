@@ -13,7 +13,7 @@ from minipeft.data.splits import Example
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError
 from minipeft.models.pretrained import Pretrained
-from minipeft.models.reading import base_of, common_prefix, read, tokenizer_of
+from minipeft.models.reading import base_of, common_prefix, context_of, read, tokenizer_of
 from minipeft.models.writing import prompt_ids
 from minipeft.nn import KVCache, LanguageHead, LastTokenHead, Module, evaluating
 
@@ -45,7 +45,7 @@ def label_likelihoods(
         UserError: a prompt with its label is longer than the context; a label would be cut into other tokens with the
             prompt than after it; or the model is not a causal one with a tokenizer.
     """
-    tokenizer, most = tokenizer_of(model), base_of(model).config.max_positions
+    tokenizer, most = tokenizer_of(model), context_of(model)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     tails = [[label_ids(tokenizer, prompt, label) for label in labels] for prompt in prompts]
     for prompt, row, ends in zip(prompts, rows, tails, strict=True):

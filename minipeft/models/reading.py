@@ -32,6 +32,13 @@ def tokenizer_of(model: Module) -> Tokenizer:
     return tokenizer
 
 
+def context_of(model: Module) -> int:
+    """The most tokens of a text that a causal model reads, beside those that its method puts before them."""
+    method = getattr(model, "method", None)
+    most: int = base_of(model).config.max_positions - (method.virtual_tokens if method is not None else 0)
+    return most
+
+
 def read(
     model: Module, rows: Sequence[Sequence[int]], pad_id: int, prefix: KVCache | None = None
 ) -> tuple[KVCache, Array]:

@@ -9,7 +9,7 @@ from minipeft.backend import random
 from minipeft.data.bpe import STOP
 from minipeft.data.tokenize import Tokenizer
 from minipeft.errors import UserError
-from minipeft.models.reading import base_of, read, read_afresh, tokenizer_of
+from minipeft.models.reading import context_of, read, read_afresh, tokenizer_of
 from minipeft.models.sampling import Sampling, choose
 from minipeft.nn import Module, evaluating
 
@@ -38,8 +38,8 @@ def generate(
 ) -> list[Continuation]:
     """Continue each prompt. The beginning that they share, if only being equal, is computed once.
 
-    A row's draws depend on (root seed, number of the row) alone: the same seed gives the same text. The whole batch ends
-    when its longest row fills the context.
+    A row's draws depend on (root seed, number of the row) alone: the same seed gives the same text. A row ends when it
+    fills the context, and the others go on.
 
     Args:
         model: a causal language model, with or without a method.
@@ -57,16 +57,14 @@ def generate(
         return []
     sampling, tokenizer = sampling or Sampling(), tokenizer_of(model)
     starts = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    room = base_of(model).config.max_positions - max(len(ids) for ids in starts) + 1
-    if room < 1:
-        longest = max(range(len(starts)), key=lambda i: len(starts[i]))
+    context = context_of(model)
+    longest = max(range(len(starts)), key=lambda i: len(starts[i]))
+    if len(starts[longest]) > context:
         raise UserError(
             f"The prompt {prompts[longest][:40]!r}... has {len(starts[longest])} tokens; this model reads at most "
-            f"{base_of(model).config.max_positions}. Shorten it."
+            f"{context}. Shorten it."
         )
-    rows = [
-        _Row(number, ids, tokenizer, sampling, min(sampling.max_new_tokens, room)) for number, ids in enumerate(starts)
-    ]
+    rows = [_Row(number, ids, tokenizer, sampling, context) for number, ids in enumerate(starts)]
     with evaluating(model):
         _write(model, rows, sampling, tokenizer.pad_id, listener)
     return [row.made for row in rows]
@@ -95,8 +93,9 @@ def _write(model: Module, rows: list[_Row], sampling: Sampling, pad_id: int, lis
 class _Row:
     """One row: its tokens so far, and how much of their text has been told."""
 
-    def __init__(self, number: int, start: list[int], tokenizer: Tokenizer, sampling: Sampling, most: int) -> None:
-        self.number, self.start, self.tokenizer, self.sampling, self.most = number, start, tokenizer, sampling, most
+    def __init__(self, number: int, start: list[int], tokenizer: Tokenizer, sampling: Sampling, context: int) -> None:
+        self.number, self.start, self.tokenizer, self.sampling = number, start, tokenizer, sampling
+        self.most = min(sampling.max_new_tokens, context - len(start) + 1)
         self.rng = random.generator("generate", number)
         self.ends = end_ids(tokenizer)
         self.made = Continuation()

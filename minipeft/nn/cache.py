@@ -14,9 +14,11 @@ class LayerCache:
     Attributes:
         start: how many slots were filled before the tokens that are being read.
         positions: of these tokens: (seq,), or (batch, seq) when padding has put the rows out of step.
+        seen: the tokens of the longest row, these included.
     """
 
     start = 0
+    seen = 0
     positions: Array = None
 
     def __init__(self) -> None:
@@ -57,11 +59,11 @@ class KVCache:
             now = xp.ones(shape, dtype=bool) if mask is None else mask != 0
             self.mask = xp.concatenate([before, now], axis=1)
             counted = xp.cumsum(self.mask, axis=1)[:, self.slots :] - 1
-            positions = xp.maximum(counted, 0)
+            positions, seen = xp.maximum(counted, 0), int(counted.max()) + 1
         else:
-            positions = xp.arange(self.slots, self.slots + seq)
+            positions, seen = xp.arange(self.slots, self.slots + seq), self.slots + seq
         for layer in self.layers:
-            layer.start, layer.positions = self.slots, positions
+            layer.start, layer.positions, layer.seen = self.slots, positions, seen
         self.slots += seq
         return self.mask
 

@@ -118,7 +118,7 @@ class Embeddings(Module):
 
     def place(self, x: Tensor, segments: Any, past: LayerCache | None = None, start: int = 0) -> Tensor:
         """Word rows, or what stands for them, and their segments -> (batch, seq, d); the first position is `start`."""
-        seen = x.shape[1] + (past.start if past is not None else start)
+        seen = start + x.shape[1] if past is None else past.seen
         if seen > self.max_positions:
             raise UserError(
                 f"The sequence has {seen} tokens; this model reads at most {self.max_positions}. Truncate it."

@@ -43,6 +43,11 @@ class Method(Module):
         """The model's forward pass with the method in it."""
         return model(*inputs, **options)
 
+    @property
+    def virtual_tokens(self) -> int:
+        """The positions that the method takes up before those of the text."""
+        return 0
+
     def enable(self, on: bool) -> None:
         """Switch the method on or off; off, the model computes what the base does, to the last bit."""
         raise UserError(

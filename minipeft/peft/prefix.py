@@ -57,7 +57,8 @@ class Prefix(LayerCache):
 
     def __init__(self, keys: Tensor, values: Tensor, seq: int) -> None:
         self.keys, self.values, self.start = keys, values, keys.shape[0]
-        self.positions = active().xp.arange(self.start, self.start + seq)
+        self.seen = self.start + seq
+        self.positions = active().xp.arange(self.start, self.seen)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, seq, d_kv) twice -> (batch, n + seq, d_kv) twice."""
@@ -99,6 +100,11 @@ class PrefixMethod(Method):
             return model(ids, mask, None, cache, last)
         x = model.embed.place(model.embed.word(ids), 0 * ids if segments is None else segments, start=self.n)
         return model.upper(x, mask, first=first, pasts=pasts)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """n, or 0 while switched off."""
+        return self.n if self.enabled else 0
 
     def enable(self, on: bool) -> None:
         """Attend to the prefix, or not."""

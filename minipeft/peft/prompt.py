@@ -100,6 +100,11 @@ class PromptMethod(Method):
         y = model.upper(x, mask)
         return y[:, self.n :] if len(y.shape) == 3 else y
 
+    @property
+    def virtual_tokens(self) -> int:
+        """n, or 0 while switched off."""
+        return self.n if self.enabled else 0
+
     def enable(self, on: bool) -> None:
         """Read the text with P before it, or alone."""
         self.enabled = on

@@ -33,6 +33,15 @@ def test_of_many_documents_whole_ones_are_held_out_whatever_their_order(tmp_path
     assert sorted(load_corpus(str(tmp_path)).held_out) == sorted(apart)
 
 
+def test_some_dozens_of_documents_always_have_one_held_out():
+    for start in range(60):
+        documents = [f"document {start} {n}" for n in range(20)]
+        train, apart = hold_out(documents)
+        assert train, "most are to train on"
+        assert apart, "and one at least is not"
+        assert sorted(train + apart) == sorted(documents)
+
+
 def test_the_digest_knows_the_parts(tmp_path):
     (tmp_path / "a.txt").write_text("".join(LINES))
     (tmp_path / "b.txt").write_text("".join(LINES[:-1]))

@@ -110,6 +110,12 @@ def test_the_fetched_sets_keep_test_texts_and_instructions_apart(asset):
     assert not {row.input for row in made.train} & {row.input for row in made.test}
 
 
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "half.jsonl").write_text(r'{"instruction": "a \ud83d", "input": "", "output": "b"}' + "\n")
+    with pytest.raises(UserError, match="line 1: instruction holds half of a surrogate pair"):
+        read_instructions(tmp_path / "half.jsonl")
+
+
 # ---- chat and targets
 
 
@@ -158,9 +164,27 @@ def test_the_chat_is_that_of_smollm2(asset):
     tokenizer = load_tokenizer("smollm2")
     template = json.loads(tokenizer._companions["tokenizer_config.json"])["chat_template"]
     theirs = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": ROW.words}]
-    text = theirs.render(messages=messages, add_generation_prompt=True)
-    assert text == "<|im_start|>system\ns<|im_end|>\n" + chat_format(tokenizer).prompt(ROW.words)
+    text = theirs.render(messages=[{"role": "user", "content": ROW.words}], add_generation_prompt=True)
+    assert text == chat_format(tokenizer).prompt(ROW.words)
+
+
+def test_transformers_writes_the_chat_of_a_trained_tokenizer(tmp_path):
+    pytest.importorskip("jinja2", reason="transformers renders chat templates with it")
+    AutoTokenizer = pytest.importorskip("transformers", reason="the reader of the files").AutoTokenizer
+    TOKENIZER.save_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    chat = [{"role": "user", "content": ROW.words}]
+    assert theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == chat_format(
+        TOKENIZER
+    ).prompt(ROW.words)
+
+
+def test_a_system_message_that_the_template_begins_with_is_kept():
+    template = "{% if not system %}{{ '<|im_start|>system\\nbe brief<|im_end|>\\n' }}{% endif %}"
+    with_system = Tokenizer(TOKENIZER._fast, {"tokenizer_config.json": json.dumps({"chat_template": template})})
+    assert (
+        chat_format(with_system).prompt("go").startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n")
+    )
 
 
 @pytest.mark.parametrize("room", [60, 66, 70, 75, 200])

@@ -32,13 +32,17 @@ def test_long_texts_are_cut_before_the_question_is_asked():
     ("template", "words", "says"),
     [
         ("Good:", ("no", "yes"), "needs {text}"),
-        ("{text} {label}:", ("no", "yes"), "no other field"),
-        ("{text} {0}:", ("no", "yes"), "no other field"),
+        ("{text} {label}:", ("no", "yes"), "nothing else in braces"),
+        ("{text} {0}:", ("no", "yes"), "nothing else in braces"),
+        ("{text:d}:", ("no", "yes"), "nothing else in braces"),
+        ("{text!z}:", ("no", "yes"), "nothing else in braces"),
+        ("{text:{foo}}:", ("no", "yes"), "nothing else in braces"),
         ("{text", ("no", "yes"), "cannot be read"),
         ("{text}: ", ("no", "yes"), "ends with white space"),
         ("{text}:", ("yes",), "2 or more"),
         ("{text}:", ("yes", " "), "none of them empty"),
         ("{text}:", ("yes", "yes"), "must differ"),
+        ("{text}:", ("yes", " yes"), "must differ"),
     ],
 )
 def test_a_pattern_that_is_none(template, words, says):

@@ -139,6 +139,37 @@ def test_a_quantisation_that_is_not_known_is_named(tmp_path, monkeypatch):
         load_model(path, task="causal-lm")
 
 
+def test_a_number_that_stands_for_no_quantisation(tmp_path):
+    path = write(tmp_path / "tiny.gguf", model_of())
+    data = path.read_bytes()
+    name = b"blk.0.attn_q.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8  # after the name: the number of axes, two of them, the type
+    path.write_bytes(data[:at] + (99).to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(UserError, match=r"a quantisation that the package gguf does not know.*99.*Take another file"):
+        load_model(path, task="causal-lm")
+
+
+@pytest.mark.parametrize(("dimensions", "scaling"), [(8, "linear"), (4, None)])
+def test_other_rotary_positions_are_refused(tmp_path, monkeypatch, dimensions, scaling):
+    path = write(tmp_path / "tiny.gguf", model_of())
+    fields = {"llama.rope.dimension_count": dimensions, "llama.rope.scaling.type": scaling}
+    ours = gguf_file.GGUFFile._field
+    monkeypatch.setattr(gguf_file.GGUFFile, "_field", lambda self, name, *d: fields.get(name) or ours(self, name, *d))
+    with pytest.raises(UserError, match="rotary positions"):
+        load_model(path, task="causal-lm")
+    fields.update({"llama.rope.dimension_count": 8, "llama.rope.scaling.type": "none"})
+    assert load_model(path, task="causal-lm").config.max_positions == 20
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_classifier_and_features_of_a_file(tmp_path, tied):
+    model = model_of(tied)
+    path = write(tmp_path / "tiny.gguf", model)
+    assert load_model(path, labels=["no", "yes"]).eval()(IDS).shape == (2, 2)
+    features = load_model(path, task="features").eval()
+    np.testing.assert_allclose(model.head(features(IDS)).data, model(IDS).data, atol=1e-5)
+
+
 def test_other_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds a 'gemma' model"):
         load_model(write(tmp_path / "gemma.gguf", model_of(), arch="gemma"), task="causal-lm")

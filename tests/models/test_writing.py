@@ -14,7 +14,7 @@ from minipeft.models.reading import common_prefix, read, read_afresh
 from minipeft.models.sampling import choose
 from minipeft.models.writing import _Row, _uncertain, end_ids
 from minipeft.nn import evaluating
-from minipeft.peft import IntrinsicConfig, LoraConfig, get_peft_model
+from minipeft.peft import IntrinsicConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 PROMPTS = ["the cat sat on", "the cat sat on the mat and a dog", "the cat", "a film was good: no?"]
 every_family = pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -199,6 +199,29 @@ def test_the_context_is_filled_to_its_last_place_and_no_further():
     assert len(ids) == CONTEXT
     (last,) = generate(model, [full])
     assert len(last.ids) + (last.ended == "end") == 1
+
+
+@every_family
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_long_prompt_beside_it_does_not_cut_a_row_short(family, use_cache):
+    model = tiny_decoder(family)
+    long = TOKENIZER.decode(TOKENIZER.ids("the cat sat on " * 40)[: CONTEXT - 1])
+    assert len(TOKENIZER.ids(long)) == CONTEXT - 1
+    sampling = Sampling(20, use_cache=use_cache)
+    alone = [generate(model, [prompt], sampling)[0] for prompt in ("a", long)]
+    assert len(alone[0].ids) > 5
+    assert [made.ended for made in alone] == ["length", "context"]
+    assert generate(model, ["a", long], sampling) == alone
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig(5), PrefixTuningConfig(5)])
+def test_virtual_tokens_take_room_from_the_context(config):
+    model = get_peft_model(tiny_decoder(), config)
+    (made,) = generate(model, ["a"], Sampling(1000))
+    assert made.ended == "context"
+    assert len(made.ids) == CONTEXT - 5 - len(TOKENIZER.ids("a")) + 1
+    with model.disable_adapter():
+        assert len(generate(model, ["a"], Sampling(1000))[0].ids) == len(made.ids) + 5
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
