@@ -29,7 +29,7 @@ from minipeft.report.lesson import begin
 from minipeft.report.page import write_page
 from minipeft.report.plots import accuracy_vs_parameters
 from minipeft.report.style import family_looks
-from minipeft.report.summary import read_results, summarise
+from minipeft.report.summary import MEMORY, read_results, summarise
 
 lesson = begin("09_side_by_side")
 
@@ -59,7 +59,7 @@ for cell in cells:
     mean = cell.mean
     print(
         f"{cell.label:26} {mean['trainable_params']:12,.0f} trained, accuracy {100 * mean['accuracy']:.1f} %, "
-        f"{mean['step_ms']:6.0f} ms a step, {mean['activation_mb'] + mean['gradient_mb'] + mean['optimizer_mb']:6.1f} MB"
+        f"{mean['step_ms']:6.0f} ms a step, {sum(mean[part] for part in MEMORY.values()):6.1f} MB"
     )
 print(f"to hover over and to sort: {write_page(run).name}")
 

@@ -86,7 +86,7 @@ def compare(
 
     **Measured** on the run itself: accuracy (of a text: perplexity, bits_per_byte), train_seconds, step_ms (median step),
     activation_mb (bytes that the tape of the first batch holds), peak_mb (the allocator's peak in that step),
-    gradient_mb, optimizer_mb, saved_mb.
+    gradient_mb, optimizer_mb, cache_mb (activations below a top-K cut, computed once for all epochs), saved_mb.
 
     **Counted** from the shapes of that batch's matrix products: forward_gflop, backward_gflop; and parameters, exactly.
 
@@ -145,7 +145,7 @@ def train(
     Example: `minipeft train lora:8 --task tweets --train-size 5000 --out runs/tweets-lora`
 
     With `--task instruct:...`, a language model learns to follow instructions. OUT/generations.jsonl has its answers to
-    instructions that it has not met, before and after.
+    rows that it has not met, before and after.
 
     Example: `minipeft train lora:8 --model smollm2 --task instruct:sarcasm,tweets --test-size 100 --out runs/follow`
     """
@@ -158,7 +158,7 @@ def train(
     spec = parse_method(method, lr)
     count = default_workers() if workers is None else workers
     instructions = is_instructions(task)
-    length = max_length or (128 if instructions else 64)
+    length = (128 if instructions else 64) if max_length is None else max_length
     settings = Settings(model, task, train_size, test_size, epochs, batch_size, length, backend, count)
     with resumable(out_folder, "The state"), progress_bars() as progress:
         bar = progress.add_task(spec.name, total=None)

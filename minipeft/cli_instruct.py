@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from minipeft.cli_common import LINE, err, out, progress_bars
+from minipeft.cli_common import LINE, err, out, progress_bars, resumable
 from minipeft.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def instruct(
 ) -> None:
     """Make instruction data: from labelled sets, by several ways of asking; or from a stronger model's answers.
 
-    The teacher's answers are filtered: those that are cut off, empty, copied, looping or there already are dropped.
+    The teacher's answers are filtered: those that are cut off, empty, copied, looping or there already are dropped. An
+    existing file is not overwritten.
 
     Example: `minipeft instruct pairs.jsonl --tasks sarcasm,tweets --count 2000`
 
@@ -45,11 +46,12 @@ def instruct(
     """
     from minipeft.backend import random, set_backend
     from minipeft.data.instruct import load_instructions, write_instructions
-    from minipeft.experiments.teacher import questions, teach
+    from minipeft.experiments.teacher import answers_so_far, questions, refuse_existing, teach
     from minipeft.models import load_model
 
     if count < 1:
         raise UserError(f"--count {count}: 1 row or more.")
+    refuse_existing(out_file)
     if teacher is None:
         with err.status("Reading the labelled sets ..."):
             rows = load_instructions("" if tasks == "all" else tasks).train[:count]
@@ -61,7 +63,7 @@ def instruct(
     asked = questions(about, count)
     with err.status("Loading the teacher ..."):
         model = load_model(teacher, task="causal-lm", dropout=0.0)
-    with progress_bars() as progress:
+    with resumable(answers_so_far(out_file), "What was answered"), progress_bars() as progress:
         bar = progress.add_task("answers", total=len(asked))
         show: Callable[[int, int], None] = lambda done, kept: progress.update(
             bar, completed=done, description=f"{kept} kept"
@@ -88,7 +90,7 @@ def tell(folder: Path) -> None:
     from rich.table import Table
 
     row: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    table = Table("instruction", "input", "expected", "before", "after", title="Instructions not met in training")
+    table = Table("instruction", "input", "expected", "before", "after", title="Rows held out")
     for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]:
         made = json.loads(line)
         cells = (made[name] for name in ("instruction", "input", "output", "before", "after"))

@@ -22,6 +22,7 @@ from minipeft.training import Trainer, TrainingConfig
 OnStep = Callable[[int, int, Any], None]
 MB = 1e6
 CURVE_POINTS = 60
+PROJECTION_SEEDS = ("seed", "projection_prng_key")  # as the configs of the intrinsic dimension and of VeRA call it
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,25 @@ class Cell:
 
 
 def build(settings: Settings, problem: Problem, spec: MethodSpec, seed: int) -> PeftModel:
-    """The pre-trained model with the method attached, as at step 0 of the cell (spec, seed)."""
+    """The pre-trained model with the method attached, as at step 0 of the cell (spec, seed).
+
+    A projection is drawn from the cell's seed, so that the spread over seeds has that of the projections in it.
+
+    Raises:
+        UserError: the model is none for this task, or, as a language model, reads fewer tokens than `max_length`; or the
+            method does not fit it.
+    """
     random.seed(seed)
-    return get_peft_model(base_model(settings, problem.labels), spec.config)
+    drawn = {field.name: seed for field in dataclasses.fields(spec.config) if field.name in PROJECTION_SEEDS}
+    config = dataclasses.replace(spec.config, **drawn)
+    model = base_model(settings, problem.labels)
+    peft = get_peft_model(model, config)
+    room = model.config.max_positions - peft.method.virtual_tokens
+    if problem.labels is None and settings.max_length > room:  # classes may have shorter texts
+        raise UserError(
+            f"--max-length {settings.max_length}: with {spec.name}, this model reads at most {room} tokens."
+        )
+    return peft
 
 
 def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
@@ -127,6 +144,7 @@ def run_cell(
         "peak_mb": round(cost.peak / MB, 1),
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
+        "cache_mb": round(trainer.cache_bytes / MB, 3),
         "saved_mb": round(sum(array.nbytes for array in model.exported()[1].values()) / MB, 3),
         "loss_curve": curve(result.losses),
         "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),

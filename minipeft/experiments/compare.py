@@ -53,7 +53,9 @@ def compare(
     search = {"rates": list(GRID), "validation_size": validation_rows(settings, problem)} if tuned else None
     request = {"methods": [spec.name for spec in specs], "seeds": seeds}
     rates = {} if tuned else {"lr": {spec.name: spec.lr for spec in specs}}
-    folder = RunFolder(out, {**dataclasses.asdict(settings), "tune": search}, {**request, **rates})
+    build(settings, problem, specs[0], seed=0)  # a wrong model or length fails before the folder is made
+    identity = {**dataclasses.asdict(settings), "data": problem.digest, "tune": search}
+    folder = RunFolder(out, identity, {**request, **rates})
     finished = {(row["method"], row["setting"], row["seed"]): row for row in folder.rows()}
     cells = {(spec.family, spec.setting, seed): spec for seed in range(seeds) for spec in specs}
     order = list(cells)

@@ -1,4 +1,4 @@
-"""Instruction tuning: what a model answers to instructions it has not met, before and after it is trained on others.
+"""Instruction tuning: what a model answers to instructions held out, before and after it is trained on others.
 
 Two measures: how many outputs it writes word for word (greedily), and how likely it finds them. (Wei et al., 2021,
 arXiv 2109.01652; with LoRA, Taori et al.'s Alpaca data trained so by many since.)
@@ -44,7 +44,13 @@ def tune(settings: Settings, spec: MethodSpec, seed: int, out: Path, told: Told 
     problem = load_problem(settings.task)
     check_sizes(settings, problem)
     tell = told or (lambda what, done, total: None)
-    identity = {**dataclasses.asdict(settings), "method": spec.name, "lr": spec.lr, "seed": seed}
+    identity = {
+        **dataclasses.asdict(settings),
+        "data": problem.digest,
+        "method": spec.name,
+        "lr": spec.lr,
+        "seed": seed,
+    }
     results, checkpoint, kept = out / "results.json", out / "checkpoint.safetensors", out / "before.json"
     if results.exists():
         RunFolder(out, identity, {})

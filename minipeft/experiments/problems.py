@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 TEXT, INSTRUCT = "lm", "instruct"
 TOGETHER = 16  # prompts that are answered side by side
-MOST = 60  # tokens of an answer
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,10 @@ class Problem(Protocol):
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The classes; None for a model that stays a language model."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of its rows."""
 
     def check(self, settings: Settings) -> None:
         """Raises UserError when there are fewer rows than asked for."""
@@ -130,6 +133,11 @@ class Classes:
         """The task's."""
         return self.task.labels
 
+    @property
+    def digest(self) -> str:
+        """The task's."""
+        return self.task.digest
+
     def check(self, settings: Settings) -> None:
         """As `Problem`."""
         self.task.head("train", settings.train_size)
@@ -151,6 +159,11 @@ class NextToken:
 
     corpus: Corpus
     labels: None = None
+
+    @property
+    def digest(self) -> str:
+        """The text's."""
+        return self.corpus.digest
 
     def check(self, settings: Settings) -> None:
         """Any number of windows will do."""
@@ -174,6 +187,11 @@ class Answers:
 
     rows: InstructionSet
     labels: None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the instructions and outputs."""
+        return self.rows.digest
 
     def check(self, settings: Settings) -> None:
         """Any number of rows will do."""
@@ -204,13 +222,13 @@ def write_answers(model: Module, rows: list[Instruction], told: Any = None) -> l
     """What a model answers to each instruction, taking the likeliest token each time; `told` is called with the number."""
     tokenizer = tokenizer_of(model)
     chat = chat_format(tokenizer)
-    longest = max(len(tokenizer.ids(row.output, whole=False)) for row in rows)
-    sampling = Sampling(min(longest + 4, MOST))
+    lengths = [len(tokenizer.ids(row.output, whole=False)) for row in rows]
     prompts = [chat.prompt(row.words) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))  # less padding
     answers = [""] * len(rows)
     for at in range(0, len(rows), TOGETHER):
         part = order[at : at + TOGETHER]
+        sampling = Sampling(max(lengths[i] for i in part) + 4)  # what is longer cannot be right
         for i, made in zip(part, generate(model, [prompts[i] for i in part], sampling), strict=True):
             answers[i] = made.text.strip()
         if told is not None:

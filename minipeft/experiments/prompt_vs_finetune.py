@@ -118,17 +118,19 @@ def prompt_vs_finetune(settings: Settings, seeds: int, out: Path, listener: List
     """Run what is missing of every seed × model × approach and write results.csv; returns its path.
 
     Raises:
-        UserError: a setting is wrong, or the folder holds another run. What was finished before stays.
+        UserError: a setting is wrong, a model is no causal one, or the folder holds another run. What was finished before
+            stays.
         KeyboardInterrupt: Ctrl-C; the same call goes on with the cell where it stopped.
     """
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: a run needs 1 seed or more; a test of significance 2 or more.")
     set_backend(settings.backend)
     data = load_two_domains(settings.validation_size, settings.test_size)
-    identity = {**dataclasses.asdict(settings), "models": list(settings.models)}
-    folder = RunFolder(out, identity, {"seeds": seeds}, COLUMNS, COLUMNS[:3])
+    # Loaded once, and copied to be tuned. What cannot be loaded fails before the folder is made.
+    bases = {name: load_model(name, task="causal-lm", dropout=0.0) for name in settings.models if name not in SHAPES}
+    identity = {name: value for name, value in dataclasses.asdict(settings).items() if name != "models"}
+    folder = RunFolder(out, identity, {"models": list(settings.models), "seeds": seeds}, COLUMNS, COLUMNS[:3])
     cells = [(model, how, seed) for seed in range(seeds) for model in settings.models for how in APPROACHES]
-    bases: dict[str, Pretrained] = {}  # loaded once, and copied to be tuned
     done = {(row["model"], row["approach"], row["seed"]) for row in folder.rows()}
     for cell in cells:
         if cell in done:
@@ -255,9 +257,7 @@ class Best:
 
 
 def base_model(settings: Settings, name: str, out: Path, tell: Tell) -> Pretrained:
-    """The causal model of that name; "tiny" and "small" are pre-trained first, in OUT/models/NAME."""
-    if name not in SHAPES:
-        return load_model(name, task="causal-lm", dropout=0.0)
+    """The model of that name in SHAPES, which is pre-trained in OUT/models/NAME if it is not there yet."""
     d_model, layers, heads = SHAPES[name]
     shape = PretrainSettings(
         corpus=settings.corpus,

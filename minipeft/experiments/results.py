@@ -38,6 +38,7 @@ COLUMNS = (
     "peak_mb",
     "gradient_mb",
     "optimizer_mb",
+    "cache_mb",
     "saved_mb",
     "loss_curve",
     "gradient_norms",

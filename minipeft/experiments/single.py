@@ -34,7 +34,14 @@ def train_one(
     check_sizes(settings, problem)
     finished = (out / ADAPTER / "adapter_config.json").exists()
     model = None if finished else build(settings, problem, spec, seed)  # a wrong method fails before the folder is made
-    RunFolder(out, {**dataclasses.asdict(settings), "method": spec.name, "lr": spec.lr, "seed": seed}, {})
+    identity = {
+        **dataclasses.asdict(settings),
+        "data": problem.digest,
+        "method": spec.name,
+        "lr": spec.lr,
+        "seed": seed,
+    }
+    RunFolder(out, identity, {})
     train_rows, test_rows = problem.encode(settings)
     checkpoint = out / "checkpoint.safetensors"
     if model is None:
@@ -64,10 +71,11 @@ def evaluate_run(out: Path, task_name: str | None = None, test_size: int | None 
     classes = [None if p.labels is None else len(p.labels) for p in (own, problem)]
     if classes[0] != classes[1]:
         raise UserError(f"The model has {classes[0] or 'no'} classes; the task {task_name} has {classes[1] or 'none'}.")
+    size = settings.test_size if test_size is None else test_size
+    tested = dataclasses.replace(settings, train_size=1, test_size=size)
+    check_sizes(tested, problem)
     model = _load(settings, own.labels, out)
-    _, test_rows = problem.encode(
-        dataclasses.replace(settings, train_size=1, test_size=test_size or settings.test_size)
-    )
+    _, test_rows = problem.encode(tested)
     return problem.score(model, test_rows, settings.workers)
 
 

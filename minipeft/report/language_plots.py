@@ -133,7 +133,7 @@ def draw_tuning(run: Path) -> list[Path]:
 
 def tuning_figure(row: dict[str, Any]) -> Figure:
     """Exact match before and after for each source, a dash for guessing; and the loss of the training batches."""
-    figure = blank_figure(10, 4.6, "Instruction tuning", f"{row['method']}; {row['test_rows']} instructions held out")
+    figure = blank_figure(10, 4.6, "Instruction tuning", f"{row['method']}; {row['test_rows']} rows held out")
     left, right = figure.subplots(1, 2)
     sources = list(row["after"]["sources"])
     for shift, what, colour in ((-0.2, "before", GREY), (0.2, "after", TRAIN)):

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from minipeft.report.plots import mean_curve, variant_of
 from minipeft.report.style import Look, family_looks, ink
-from minipeft.report.summary import Summary
+from minipeft.report.summary import MEMORY, Summary
 
 # What the score is shown against: name in the list, title of the axis, measures that are added up, log scale or not.
 AXES = (
@@ -19,8 +19,8 @@ AXES = (
     ("training time", "Training time (s)", ("train_seconds",), False),
     (
         "memory",
-        "Memory added to the weights: activations, gradients, optimizer (MB, log scale)",
-        ("activation_mb", "gradient_mb", "optimizer_mb"),
+        "Memory added to the weights: activations, gradients, optimizer, cache (MB, log scale)",
+        tuple(MEMORY.values()),
         True,
     ),
     ("FLOPs", "Work of one training step (GFLOP)", ("forward_gflop", "backward_gflop"), False),
@@ -80,7 +80,7 @@ def _hover(cell: Summary) -> str:
     mean, (score, sd) = cell.mean, _score(cell)
     digits, unit = (3, "bits per byte") if cell.of_text else (1, "% right")
     spread = f" ± {sd:.{digits}f}" if cell.n > 1 else ""
-    memory = mean["activation_mb"] + mean["gradient_mb"] + mean["optimizer_mb"]
+    memory = sum(mean[column] for column in MEMORY.values())
     return "<br>".join(
         (
             f"<b>{escape(cell.label)}</b>",

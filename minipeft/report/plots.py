@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from minipeft.report.labels import Label, label_ends, label_points
 from minipeft.report.language_plots import bits_vs_parameters
 from minipeft.report.style import BLANK, GREY, INK, blank_figure, family_looks, ink, marker, save_figure, styled, tint
-from minipeft.report.summary import Row, Summary, read_results, summarise
+from minipeft.report.summary import MEMORY, Row, Summary, read_results, summarise
 
 __all__ = ["FIGURES", "Row", "draw_all", "figures_of", "read_results", "styled"]
 
@@ -125,7 +125,8 @@ def time_and_memory(cells: Sequence[Summary]) -> Figure:
     figure = blank_figure(10.5, 2.0 + 0.34 * len(cells), "Step time and training memory", note)
     left, right = figure.subplots(1, 2, sharey=True)
     _bars(left, cells, {"Step time": "step_ms"}, "Step time (ms)")
-    parts = {"Activations": "activation_mb", "Gradients": "gradient_mb", "Optimizer state": "optimizer_mb"}
+    cached = any(cell.mean["cache_mb"] for cell in cells)
+    parts = {name: column for name, column in MEMORY.items() if cached or column != "cache_mb"}
     _bars(right, cells, parts, "Memory added to the weights (MB)")
     return figure
 
@@ -188,7 +189,7 @@ def figures_of(cells: Sequence[Summary]) -> Mapping[str, Callable[[Sequence[Summ
 def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: str) -> None:
     """Horizontal bars, one a cell, stacked from the named measures; the total (and the parts) printed at the end."""
     looks = family_looks(cell.method for cell in cells)
-    strengths = {1: (1.0,), 2: (1.0, 0.45), 3: (1.0, 0.6, 0.3)}[len(parts)]
+    strengths = {1: (1.0,), 2: (1.0, 0.45), 3: (1.0, 0.6, 0.3), 4: (1.0, 0.7, 0.4, 0.2)}[len(parts)]
     longest = max(sum(cell.mean[name] for name in parts.values()) for cell in cells) or 1.0
     for place, cell in enumerate(cells):
         start = 0.0

@@ -51,12 +51,17 @@ def welch(a: list[float], b: list[float]) -> Difference:
     parts = [float(np.var(sample, ddof=1)) / len(sample) for sample in (a, b)]
     if sum(parts) < 1e-18:
         return Difference(mean, None)
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
+    return Difference(mean, float(2 * student()(freedom, -abs(mean) / math.sqrt(sum(parts)))))
+
+
+def student() -> Any:
+    """The distribution function of Student's t, of (degrees of freedom, t). Raises UserError when scipy is missing."""
     try:
         from scipy.special import stdtr
     except ImportError:
         raise UserError("The t-test needs scipy: pip install 'minipeft[stats]'.") from None
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
-    return Difference(mean, float(2 * stdtr(freedom, -abs(mean) / math.sqrt(sum(parts)))))
+    return stdtr
 
 
 class Scores:

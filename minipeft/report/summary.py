@@ -65,12 +65,19 @@ class Row:
     peak_mb: float
     gradient_mb: float
     optimizer_mb: float
+    cache_mb: float  # activations below a top-K cut, kept for all epochs
     saved_mb: float
     loss_curve: Curve  # (step, training loss) pairs, steps ascending
     gradient_norms: Norms  # (layer, length of the gradient at the first step), from the words up
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+MEMORY = {  # what training adds to the weights
+    "Activations": "activation_mb",
+    "Gradients": "gradient_mb",
+    "Optimizer state": "optimizer_mb",
+    "Cached activations": "cache_mb",
+}
 MEASURES = tuple(name for name in COLUMNS if name not in ("method", "setting", "seed", "loss_curve", "gradient_norms"))
 
 

@@ -98,6 +98,7 @@ class Trainer:
         self.model, self.dataset, self.pad_id, self.config = model, dataset, pad_id, config
         self.checkpoint, self.on_step = checkpoint, on_step
         self.workers = active().useful_workers(config.workers)
+        self.cache_bytes = 0  # of the activations that `run` caches
         rates = model.method.rates() if isinstance(model, PeftModel) else None
         self.optimizer = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, rates=rates)
         self.gradients = ShardedGradients(model, self.optimizer.flat, self.workers)
@@ -140,9 +141,10 @@ class Trainer:
         losses: list[Array] = []  # on the device, fetched at the end of an epoch or at a checkpoint
         started = last_save = time.perf_counter()
         self.model.train()
-        cache = self._cache() if step < self.total else None
+        cache = self._cache()
+        self.cache_bytes = cache.tokens.nbytes if cache is not None else 0
         with interrupt_between_steps() as interrupted, Workers(self.workers) as workers:
-            if cache is not None:
+            if cache is not None and step < self.total:
                 cache.fill()
             for epoch in range(step // self.steps_per_epoch, self.config.epochs):
                 for indices in self.batches(epoch)[step - epoch * self.steps_per_epoch :]:

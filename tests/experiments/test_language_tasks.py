@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -114,9 +115,8 @@ def test_train_keeps_a_text_s_adapter_and_scores_it_again(world, tmp_path):
     ("change", "says"),
     [
         ({"task": "lm:nothing.txt"}, "cannot be read"),
-        ({"max_length": CONTEXT + 1}, f"this model reads at most {CONTEXT}"),
+        ({"max_length": CONTEXT + 1}, f"--max-length {CONTEXT + 1}: with lora:2, this model reads at most {CONTEXT}"),
         ({"max_length": 3}, "max_length ≥ 4"),
-        ({"max_length": 3000}, "too few for windows of 3000"),
         ({"train_size": 0}, "train_size"),
     ],
 )
@@ -124,7 +124,7 @@ def test_what_cannot_be_learnt_from_is_an_error(world, tmp_path, change, says):
     fields = {"task": f"lm:{world / 'text.txt'}", **change}
     with pytest.raises(UserError, match=says):
         compare(settings(world, **fields), parse_methods("lora:2"), 1, tmp_path / "run")
-    assert not (tmp_path / "run" / "results.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_classifier_has_no_next_token(world, tmp_path):
@@ -192,6 +192,32 @@ def test_a_missing_field_fails_before_anything_is_made(world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_that_has_changed_is_another_run(world, tmp_path):
+    rows = read_instructions(world / "rows.jsonl")
+    write_instructions(tmp_path / "rows.jsonl", rows)
+    run, spec = settings(world, f"instruct:{tmp_path / 'rows.jsonl'}"), parse_method("lora:2")
+    tune(run, spec, 0, tmp_path / "run")
+    write_instructions(tmp_path / "rows.jsonl", [dataclasses.replace(row, output="no") for row in rows])
+    with pytest.raises(UserError, match="holds a run with data="):
+        tune(run, spec, 0, tmp_path / "run")
+    text = tmp_path / "text.txt"
+    text.write_text((world / "text.txt").read_text())
+    run = settings(world, f"lm:{text}", max_length=16)
+    compare(run, parse_methods("lora:2"), 1, tmp_path / "lm")
+    text.write_text(text.read_text().upper())
+    with pytest.raises(UserError, match="holds a run with data="):
+        compare(run, parse_methods("lora:2,full"), 1, tmp_path / "lm")
+
+
+def test_an_answer_may_be_as_long_as_the_output_it_is_held_to(world):
+    model = load_model(world / "gpt2", task="causal-lm")
+    words = model.tokenizer.decode(model.tokenizer.ids("the cat sat on the mat and " * 9)[:20])
+    rows = [Instruction("go", "", words), Instruction("go on", "", "ok")]
+    long, _ = write_answers(model, rows)
+    assert long.startswith(write_answers(model, [Instruction("go", "", "ok")])[0])
+    assert len(model.tokenizer.ids(long)) > 12
+
+
 def test_guessing_is_the_commonest_output_of_each_instruction():
     rows = [Instruction("a", str(i), "yes" if i % 4 else "no") for i in range(20)]
     rows += [Instruction("b", str(i), "no") for i in range(20)]
@@ -216,6 +242,24 @@ def test_the_teacher_s_answers_are_written_as_they_pass(world, tmp_path, monkeyp
     assert read_instructions(tmp_path / "out.jsonl") == chosen.kept
     again = teach(teacher, asked, tmp_path / "again.jsonl", seed=3)
     assert again.kept == chosen.kept
+    with pytest.raises(UserError, match=r"out\.jsonl exists"):
+        teach(teacher, asked, tmp_path / "out.jsonl", seed=3)
+
+    def stop(done, kept):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(teacher, asked, tmp_path / "late.jsonl", seed=3, told=stop)
+    assert not (tmp_path / "late.jsonl").exists()
+    with pytest.raises(UserError, match="other questions"):
+        teach(teacher, asked, tmp_path / "late.jsonl", seed=4)
+    asked_again = []
+    monkeypatch.setattr(
+        "minipeft.experiments.teacher.generate", lambda m, p, s: asked_again.extend(p) or always_ending(m, p, s)
+    )
+    assert teach(teacher, asked, tmp_path / "late.jsonl", seed=3).kept == chosen.kept
+    assert len(asked_again) == 4, "the first sixteen had been answered"
+    assert sorted(path.name for path in tmp_path.glob("late*")) == ["late.jsonl"]
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(UserError, match="empty"):
         questions(str(tmp_path / "none.txt"), 3)

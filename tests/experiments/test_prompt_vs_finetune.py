@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -118,4 +119,12 @@ def test_settings_that_cannot_be(settings, tmp_path):
     with pytest.raises(UserError, match="2 or more"):
         Settings(shots=1)
     with pytest.raises(UserError, match="Unknown model 'nowhere'"):
-        prompt_vs_finetune(Settings(models=("nowhere",)), 1, tmp_path / "run")
+        prompt_vs_finetune(Settings(models=("tiny", "nowhere")), 1, tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "what is wrong is said before anything is pre-trained"
+
+
+def test_models_may_be_added_to_a_run(settings, tmp_path):
+    tiny_decoder("gpt2").save_pretrained(tmp_path / "other")
+    rows = read(prompt_vs_finetune(settings, 1, tmp_path / "run"))
+    more = dataclasses.replace(settings, models=(*settings.models, str(tmp_path / "other")))
+    assert read(prompt_vs_finetune(more, 1, tmp_path / "run"))[: len(rows)] == rows

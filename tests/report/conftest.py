@@ -66,6 +66,7 @@ def made_up_row(cell: tuple[str, str, int, float, float], seed: int) -> dict[str
         "peak_mb": 500 + megabytes,
         "gradient_mb": megabytes,
         "optimizer_mb": 2 * megabytes,
+        "cache_mb": 0,
         "saved_mb": megabytes,
         "gradient_norms": ";".join(f"{layer}:{0.1 * trainable**0.1:.4f}" for layer in LAYERS.get(method, ["head"])),
         "loss_curve": ";".join(f"{step}:{loss:.4f}" for step, loss in losses),
