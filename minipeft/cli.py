@@ -90,7 +90,7 @@ def compare(
 
     **Counted** from the shapes of that batch's matrix products: forward_gflop, backward_gflop; and parameters, exactly.
 
-    **Searched** with --tune: each method is first trained once at each of six rates, 3e-5 to 1e-2, and keeps the one
+    **Searched** with --tune: each method is first trained once at each of seven rates, 3e-5 to 3e-2, and keeps the one
     that is best on the validation rows; tuning.jsonl and the report say what was tried.
 
     Example: `minipeft compare --task tweets --methods full,lora:1,lora:8,topk:2 --seeds 3 --out runs/tweets`

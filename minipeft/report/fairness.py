@@ -98,6 +98,7 @@ def trial_rows(run: Path) -> tuple[list[float], list[list[str]]]:
         for lr in rates:
             at = tried.get(lr)
             text = "" if at is None else "diverged" if at["loss"] is None else f"{100 * at['accuracy']:.1f}"
-            texts.append(f"{text} ◂" if at is not None and lr == best else text)
+            mark = " ◂ end" if lr in (rates[0], rates[-1]) else " ◂"
+            texts.append(f"{text}{mark}" if at is not None and lr == best else text)
         rows.append([method, *texts])
     return rates, rows

@@ -38,7 +38,8 @@ def _trials(run: Path) -> str:
     return f"""<section aria-labelledby="rates">
 <h2 id="rates">The learning rates that were tried</h2>
 <p>Accuracy in percent on the validation rows, which are neither trained nor tested on. Every method had the same rates, the
-same steps and the same order of the rows; ◂ marks the rate that it was then given.</p>
+same steps and the same order of the rows; ◂ marks the rate that it was then given, "end" that this is the smallest or the
+largest of them, so that a better one may lie beyond.</p>
 {_table("rates", ("Method", *(f"{rate:g}" for rate in rates)), rows)}
 </section>"""
 

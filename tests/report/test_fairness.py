@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minipeft.report.fairness import bootstrap, differences, read_correct
+from minipeft.report.fairness import bootstrap, differences, read_correct, trial_rows
 
 
 def test_the_interval_is_scipys():
@@ -53,3 +53,20 @@ def test_methods_are_compared_over_the_seeds_that_both_have(tmp_path):
     correct = read_correct(path)
     assert correct["full", ""][0].tolist() == [1, 1, 1, 1]  # of a cell that was run again, the last
     assert differences(correct, ("full", ""))["lora", "8"].difference == -0.25
+
+
+def test_the_chosen_rate_is_marked_and_so_is_one_at_the_end_of_the_grid(tmp_path):
+    found = {"full": (0.6, 0.8, 0.7), "lora:2": (0.5, 0.6, 0.7), "head": (None, None, 0.5)}
+    trials = [
+        {"method": method, "lr": lr, "accuracy": accuracy, "loss": None if accuracy is None else 1 - accuracy}
+        for method, accuracies in found.items()
+        for lr, accuracy in zip((1e-4, 1e-3, 1e-2), accuracies, strict=True)
+    ]
+    (tmp_path / "tuning.jsonl").write_text("\n".join(map(json.dumps, trials)) + "\n")
+    rates, rows = trial_rows(tmp_path)
+    assert rates == [1e-4, 1e-3, 1e-2]
+    assert rows == [
+        ["full", "60.0", "80.0 ◂", "70.0"],
+        ["lora:2", "50.0", "60.0", "70.0 ◂ end"],
+        ["head", "diverged", "diverged", "50.0 ◂ end"],
+    ]
