@@ -117,7 +117,8 @@ for cell in cells:
 #
 # Parameters, memory and work follow from the shapes alone, so they can be counted without a weight in memory, by the very
 # code that trains. AdamW's two moments and the gradient are what makes full fine-tuning of 175 billion parameters so
-# expensive; activations are not counted here.
+# expensive; activations are not counted here. (LoRA's file is twice as large as what is trained: PEFT keeps the pairs of
+# the query and the value in one, as GPT's files keep their weights.)
 
 # %%
 gpt3 = read_architecture("gpt3-175b")

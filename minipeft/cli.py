@@ -207,14 +207,14 @@ def count(
 ) -> None:
     """Count what each method costs on an architecture, from its shapes alone: no weights are loaded, nothing allocated.
 
-    Parameters are exact; gradient, AdamW's two moments, the saved file and the activations are float32; the operations
-    are those of the matrix products of one training step on full rows.
+    Parameters are exact; AdamW's two moments (the gradient takes half as much), the saved file and the activations are
+    float32; the operations are those of the matrix products of one training step on full rows.
 
     Example: `minipeft count gpt3-175b --methods full,lora:4,adapter:8 --length 2048`
     """
-    from minipeft.cost.count import count as count_one
+    from minipeft.cost.count import Count, count_each
     from minipeft.cost.papers import PAPERS
-    from minipeft.cost.presets import computes, read_architecture
+    from minipeft.cost.presets import read_architecture
     from minipeft.errors import unknown
     from minipeft.experiments.methods import parse_methods
     from minipeft.report.count_table import count_table, paper_table
@@ -224,12 +224,11 @@ def count(
             raise unknown("paper", paper, PAPERS)
         out.print(paper_table(PAPERS[paper]))
         return
-    config = read_architecture(model)
-    rows = batch_size if computes(config) else 0
-    counts = {s.name: count_one(config, s.config, rows, length, task) for s in parse_methods(methods)}
-    base = next(iter(counts.values())).base
-    of_step = f"; a step of {rows} × {length} tokens" if rows else ""
-    out.print(count_table(counts, f"{model}: {base:,} parameters{of_step}"))
+    configs = {spec.name: spec.config for spec in parse_methods(methods)}
+    counts = count_each(read_architecture(model), configs, batch_size, length, task)
+    first = next(counted for counted in counts.values() if isinstance(counted, Count))  # some method fits
+    of_step = f"; a step of {batch_size} × {length} tokens" if first.step else ""
+    out.print(count_table(counts, f"{model}: {first.base:,} parameters{of_step}"))
 
 
 @app.command()

@@ -16,11 +16,12 @@ from minipeft.backend import active
 from minipeft.backend.shape_backend import shapes_only
 from minipeft.cost.flops import count_flops
 from minipeft.cost.memory import activation_bytes
-from minipeft.cost.presets import CLASSES, build
+from minipeft.cost.presets import CLASSES, NO_STEP, build, computes
 from minipeft.errors import UserError
 from minipeft.nn import Module, Parameter
 from minipeft.optim import AdamW
 from minipeft.peft import PeftConfig, get_peft_model
+from minipeft.peft.io import saved_bytes
 from minipeft.peft.method import ParameterCount
 
 
@@ -37,7 +38,15 @@ class StepCount:
 class Count:
     """What a method costs: parameters, and bytes in float32.
 
-    `optimizer` is AdamW's m and v, `saved` the tensors of `save_pretrained`, `trained` the shape of each trained tensor.
+    Attributes:
+        parameters: in the head and of the method.
+        base: parameters of the model alone.
+        gradient: of what is trained.
+        optimizer: AdamW's m and v.
+        saved: the tensors of the file of `save_pretrained`; more than is trained where PEFT keeps LoRA of several layers in
+            one pair, as on GPT-2's c_attn.
+        trained: the shape of each trained tensor.
+        step: None where it is not asked for or cannot be counted; then `note` says why.
     """
 
     parameters: ParameterCount
@@ -47,6 +56,32 @@ class Count:
     saved: int
     trained: dict[str, tuple[int, ...]]
     step: StepCount | None
+    note: str = ""
+
+
+def count_each(
+    hf_config: Mapping[str, Any],
+    methods: Mapping[str, PeftConfig],
+    batch: int = 0,
+    length: int = 0,
+    task: str | None = None,
+    labels: tuple[str, ...] = CLASSES,
+) -> dict[str, Count | UserError]:
+    """Count several methods, by name; one that does not fit the architecture has its error in its place.
+
+    A step is counted where the architecture computes one. Raises UserError, the first, when no method fits.
+    """
+    batch = batch if computes(hf_config) else 0
+    counts: dict[str, Count | UserError] = {}
+    for name, method in methods.items():
+        try:
+            counts[name] = count(hf_config, method, batch, length, task, labels)
+        except UserError as error:
+            counts[name] = error
+    errors = [found for found in counts.values() if isinstance(found, UserError)]
+    if len(errors) == len(counts) > 0:
+        raise errors[0]
+    return counts
 
 
 def count(
@@ -68,10 +103,11 @@ def count(
         m = get_peft_model(model, method)
         parameters, trained = m.count_parameters(), m.trainable_parameters()
         shapes = {name: p.shape for name, p in trained.items()}
-        saved = sum(int(array.nbytes) for array in m.exported()[1].values())
+        saved = saved_bytes(m)
         step = count_step(m, batch, length) if batch else None
         optimizer = AdamW(m.parameters())
-        return Count(parameters, base, int(optimizer.flat.grad.nbytes), optimizer.state_bytes(), saved, shapes, step)
+        gradient, note = int(optimizer.flat.grad.nbytes), "" if computes(hf_config) else NO_STEP
+        return Count(parameters, base, gradient, optimizer.state_bytes(), saved, shapes, step, note)
 
 
 def count_step(model: Module, batch: int, length: int) -> StepCount:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from minipeft.peft import AdapterConfig, BitFitConfig, LoraConfig, PeftConfig, TopKConfig
 
@@ -45,6 +46,16 @@ def biases(d: int, layers: int) -> int:
     return 11 * d * layers + d
 
 
+def adam(trained: int, frozen: int = 0) -> int:
+    """Bytes at 2 a number: the weights, and Adam's m and v of those that are trained (arXiv 2106.09685, section 4.2)."""
+    return 2 * (3 * trained + frozen)
+
+
+def multiply_adds(N: int, R: int = 0) -> int:
+    """Of a step through an N × N layer, a token: X W, dX and dW take N² each; W frozen beside A B, 2N² + 6NR."""
+    return 2 * N * N + 6 * N * R if R else 3 * N * N
+
+
 @dataclass(frozen=True)
 class Row:
     """A figure of a paper.
@@ -70,7 +81,12 @@ class Row:
 
     @property
     def step(self) -> float:
-        """The unit of the last digit that is printed: 0.01 of 0.37; 10 of 40, which stands for a round number."""
+        """The unit of the last digit that is printed: 0.01 of 0.37; 10 of 40, which stands for a round number.
+
+        Of a fraction, as 2/3, a hundredth.
+        """
+        if "/" in self.printed:
+            return 0.01
         decimals = len(self.printed.partition(".")[2])
         zeros = len(self.printed) - len(self.printed.rstrip("0")) if not decimals else 0
         return 10.0 ** (zeros or -decimals)
@@ -78,7 +94,7 @@ class Row:
     @property
     def verdict(self) -> str:
         """Says "yes" where the formula, rounded as the paper rounds, is what the paper prints; else how far off it is."""
-        mine, theirs = self.value / self.unit, float(self.printed)
+        mine, theirs = self.value / self.unit, float(Fraction(self.printed))
         if round(mine / self.step) == round(theirs / self.step):
             return "yes"
         off = f"{100 * (mine / theirs - 1):+.2g} %"
@@ -108,6 +124,8 @@ def _adapter(model: str, kind: str, preset: str, d: int, count: int, r: int, pri
 
 GPT3 = ("GPT-3", "H", "gpt3-175b", 12288, 192)
 BASE, LARGE = "RoBERTa base", "RoBERTa large"
+GPT3_ALL = decoder(12288, 96, positions=2048)
+GPT3_LORA = lora(12288, 4, 192)
 BERT_BASE, BERT_LARGE = encoder(768, 12, 30522, 512, 2), encoder(1024, 24, 30522, 512, 2)
 
 LORA = (
@@ -135,7 +153,14 @@ LORA = (
     *(_lora("GPT-3", "gpt3-175b", 12288, 96, r, printed)
       for r, printed in ((1, "4.7"), (2, "9.4"), (4, "18.8"), (8, "37.7"), (64, "301.9"))),
     _lora("GPT-3", "gpt3-175b", 12288, 96, 64, "603.8", four=True),
-    Row("GPT-3 checkpoint", "35", "LoRA, q, v, r 4, 2 bytes a number", 2 * lora(12288, 4, 192), suffix="MB"),
+    Row("GPT-3 checkpoint", "35", "LoRA, q, v, r 4, 2 bytes a number", 2 * GPT3_LORA, suffix="MB"),
+    Row("GPT-3 training, full", "1.2", "measured; formula: weights, m, v, 2 bytes each", adam(GPT3_ALL), 1e12, "TB"),
+    Row("GPT-3 training, LoRA", "350", "measured; formula: weights, and m, v of LoRA, q, v, r 4",
+        adam(GPT3_LORA, GPT3_ALL), 1e9, "GB"),
+    Row("GPT-3 training, saved", "2/3", "up to; formula: of these bytes",
+        1 - adam(GPT3_LORA, GPT3_ALL) / adam(GPT3_ALL), 1, "of it"),
+    Row("GPT-3 step, saved", "25", "of time, measured; formula: 2N² + 6NR multiply-adds of 3N², N 12288, R 4",
+        100 * (1 - multiply_adds(12288, 4) / multiply_adds(12288)), 1, "%"),
 )  # fmt: skip
 HOULSBY = (
     Row("BERT base adapters", "2", "24 adapters, d 768, r 64, of the base",

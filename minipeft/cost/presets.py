@@ -16,6 +16,7 @@ from minipeft.nn import Module
 from minipeft.nn.layers import LayerNorm, constant, normal
 
 CLASSES = ("0", "1")  # of a classifier's head, unless other labels are given
+NO_STEP = "DeBERTa's attention is not built here: its parameters are counted, its operations and activations are not."
 
 
 def _bert(d: int, layers: int, heads: int, **other: Any) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Deberta(Bert):
     def __init__(self, hf_config: Mapping[str, Any], task: str, labels: tuple[str, ...], dropout: float | None) -> None:
         if not hf_config.get("share_att_key") or hf_config.get("norm_rel_ebd") != "layer_norm":
             raise UserError("config.json: of DeBERTa, only the shapes of v2 with share_att_key are known here.")
-        super().__init__({**hf_config, "max_position_embeddings": 1}, task, labels, dropout)
+        super().__init__(hf_config, task, labels, dropout)
         d = self.config.d_model
         self.embed.position = None
         self.relative = Module()
@@ -87,7 +88,11 @@ class Deberta(Bert):
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """Not built."""
-        raise UserError("DeBERTa's attention is not built here: its parameters are counted, its operations are not.")
+        raise UserError(NO_STEP)
+
+    def hf_name(self, ours: str) -> tuple[str, bool]:
+        """Its own name here: no file is written, and in DeBERTa's no two parameters lie side by side."""
+        return ours, False
 
 
 KINDS: dict[str, Any] = {**FAMILIES, "roberta": Bert, "deberta-v2": Deberta}

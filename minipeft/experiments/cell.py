@@ -17,6 +17,7 @@ from minipeft.errors import UserError
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import Measured, Problem, base_model, tokenizer_of
 from minipeft.peft import PeftModel, get_peft_model
+from minipeft.peft.io import saved_bytes
 from minipeft.training import Trainer, TrainingConfig
 
 OnStep = Callable[[int, int, Any], None]
@@ -118,6 +119,7 @@ def run_cell(
 
     cost = measure_step(model, loss_of_first)
     norms = gradient_norms(model)
+    saved = saved_bytes(model)  # what cannot be saved is said before the training
     result = trainer.run()
     score = problem.score(model, data[1], settings.workers)
     count = model.count_parameters()
@@ -145,7 +147,7 @@ def run_cell(
         "gradient_mb": round(trainer.optimizer.flat.grad.nbytes / MB, 3),
         "optimizer_mb": round(trainer.optimizer.state_bytes() / MB, 3),
         "cache_mb": round(trainer.cache_bytes / MB, 3),
-        "saved_mb": round(sum(array.nbytes for array in model.exported()[1].values()) / MB, 3),
+        "saved_mb": round(saved / MB, 3),
         "loss_curve": curve(result.losses),
         "gradient_norms": ";".join(f"{layer}:{norm:.5g}" for layer, norm in norms.items()),
     }

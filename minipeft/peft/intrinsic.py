@@ -47,6 +47,8 @@ class IntrinsicConfig(PeftConfig):
     def __post_init__(self) -> None:
         if self.d < 1:
             raise UserError(f"d={self.d}: the subspace has 1 dimension or more.")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: a seed is 0 or more.")
         if self.projection not in PROJECTIONS:
             raise unknown("projection", self.projection, PROJECTIONS)
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipeft.backend import active, storage
+from minipeft.backend import Array, active, storage
 from minipeft.errors import UserError, unknown
 from minipeft.files import atomic_write
 from minipeft.models.pretrained import Pretrained
 from minipeft.nn import Module
 from minipeft.peft import hf_lora, hf_read
+from minipeft.peft.fields import checked, make
 from minipeft.peft.lora import LoraConfig
 from minipeft.peft.method import PeftConfig
 
@@ -46,16 +46,28 @@ class Saved:
 def save(model: PeftModel, folder: str | Path) -> None:
     """Write the two files. Raises UserError when the disk is full, or PEFT's format has no place for a setting."""
     folder = Path(folder)
+    tensors, fields, metadata = _contents(model)
+    storage.write_tensors(folder / WEIGHTS, {name: active().to_numpy(a) for name, a in tensors.items()}, metadata)
+    atomic_write(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
+
+
+def saved_bytes(model: PeftModel) -> int:
+    """The bytes of the tensors that `save` writes, without their names, and whether or not they have values.
+
+    Raises:
+        UserError: PEFT's format has no place for a setting, or the adapter is switched off.
+    """
+    return sum(int(array.nbytes) for array in _contents(model)[0].values())
+
+
+def _contents(model: PeftModel) -> tuple[dict[str, Array], dict[str, Any], dict[str, str]]:
+    """The tensors, the fields of the config, and the metadata."""
     config, state = model.exported()
     metadata = {"format": "pt", "base": fingerprint(model.base_shapes)}
-    fields: dict[str, Any]
     if isinstance(config, LoraConfig) and isinstance(model.model, Pretrained):
-        state, fields, more = hf_lora.to_files(model.model, model.base_shapes, config, state)
-        metadata |= more
-    else:
-        fields = {"peft_type": config.peft_type, "version": config.version, **dataclasses.asdict(config)}
-    storage.write_tensors(folder / WEIGHTS, {name: active().to_numpy(a) for name, a in state.items()}, metadata)
-    atomic_write(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
+        tensors, fields, more = hf_lora.to_files(model.model, model.base_shapes, config, state)
+        return tensors, fields, metadata | more
+    return state, {"peft_type": config.peft_type, "version": config.version, **dataclasses.asdict(config)}, metadata
 
 
 def read(model: Module, folder: str | Path, kinds: dict[str, type[PeftConfig]]) -> Saved:
@@ -72,20 +84,17 @@ def read(model: Module, folder: str | Path, kinds: dict[str, type[PeftConfig]]) 
         raise UserError(f"{folder} has no {CONFIG}: it does not hold a trained method.") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(raw, dict) or raw.get("peft_type") not in kinds:
-        given = raw.get("peft_type") if isinstance(raw, dict) else raw
+    given = raw.get("peft_type") if isinstance(raw, dict) else raw
+    if not isinstance(raw, dict) or not isinstance(given, str) or given not in kinds:
         raise unknown(f"peft_type in {path}:", given, kinds)
     tensors, metadata = storage.read_tensors(Path(folder) / WEIGHTS)
     if "base" in metadata and metadata["base"] != fingerprint(base_shapes(model)):
         raise UserError(f"{folder} was trained on a model of another shape; load the one that it was trained on.")
-    kind = kinds[raw["peft_type"]]
+    kind = kinds[given]
     if kind is LoraConfig and "version" not in raw:  # PEFT has no field of that name
         if not isinstance(model, Pretrained):
             raise UserError(f"{folder} holds LoRA for a BERT, a GPT-2 or a Llama, not for a {type(model).__name__}.")
-        try:
-            config, state, optional = hf_read.from_files(model, raw, tensors, metadata, path)
-        except (TypeError, AttributeError, re.error) as error:
-            raise UserError(f"{path}: a field is of another kind than PEFT's ({error}).") from None
+        config, state, optional = hf_read.from_files(model, raw, tensors, metadata, path)
         return Saved(config, state, optional, Path(folder))
     return Saved(_own_config(raw, kind, path), tensors, set(), Path(folder))
 
@@ -102,10 +111,7 @@ def _own_config(raw: dict[str, Any], kind: type[PeftConfig], path: Path) -> Peft
     if fields.keys() != known:
         lacking, extra = sorted(known - fields.keys()), sorted(fields.keys() - known)
         raise UserError(f"{path}: fields that are not known here: {extra}; fields that are missing: {lacking}.")
-    try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
-    except TypeError as error:
-        raise UserError(f"{path}: {error}.") from None
+    return make(kind, checked(kind, fields, path), path)
 
 
 def load_weights(model: PeftModel, saved: Saved) -> None:

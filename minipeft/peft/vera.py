@@ -46,6 +46,8 @@ class VeraConfig(PeftConfig):
             raise UserError(f"r={self.r}: the rank of VeRA is 1 or more.")
         if not 0 <= self.vera_dropout < 1:
             raise UserError(f"vera_dropout={self.vera_dropout}: a probability is in [0, 1).")
+        if self.projection_prng_key < 0:
+            raise UserError(f"projection_prng_key={self.projection_prng_key}: a seed is 0 or more.")
 
     def attach(self, model: Module) -> Method:
         """Put a `VeraLinear` in the place of every target. Raises UserError for a name that matches nothing."""

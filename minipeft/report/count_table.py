@@ -4,28 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from minipeft.cost.count import Count
 from minipeft.cost.papers import Row
+from minipeft.errors import UserError
+
+PARAMETERS, MEMORY = ("head", "method", "%"), ("AdamW\nMB", "saved\nMB")
+FIGURES = (*PARAMETERS, *MEMORY, "forw.\nGFLOP", "backw.\nGFLOP", "activ.\nMB")
 
 
-def count_table(counts: Mapping[str, Count], title: str) -> Table:
-    """A line a method: parameters exactly, memory in MB (10⁶ bytes, float32), operations of a step in GFLOP."""
-    table = Table(title=title, title_justify="left")
+def count_table(counts: Mapping[str, Count | UserError], title: str) -> Table:
+    """A line a method: parameters exactly, and to four digits memory in MB (10⁶ bytes, float32) and a step's GFLOP.
+
+    Below it stands why a method does not fit the architecture, and why no step of that could be counted.
+    """
+    reasons = [f"{name}: {count}" for name, count in counts.items() if isinstance(count, UserError)]
+    reasons += dict.fromkeys(count.note for count in counts.values() if isinstance(count, Count) and count.note)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.caption = Text("\n".join(reasons)) if reasons else None
     table.add_column("method", no_wrap=True)
-    for name in ("head", "method", "trained %", "gradient MB", "AdamW MB", "saved MB"):
-        table.add_column(name, justify="right")
-    for name in ("forward GFLOP", "backward GFLOP", "activations MB"):
-        table.add_column(name, justify="right")
+    for name in FIGURES:
+        table.add_column(name, justify="right", overflow="fold")  # on a narrow terminal too, no digit is left out
     for name, count in counts.items():
+        if isinstance(count, UserError):
+            table.add_row(name, *["–"] * len(FIGURES))
+            continue
         p, step = count.parameters, count.step
-        sizes = [f"{size / 1e6:,.3f}" for size in (count.gradient, count.optimizer, count.saved)]
+        sizes = [_short(size / 1e6) for size in (count.optimizer, count.saved)]
         work = ["–"] * 3
         if step is not None:
-            work = [f"{x:,.3f}" for x in (step.forward_flops / 1e9, step.backward_flops / 1e9, step.activations / 1e6)]
+            work = [_short(x) for x in (step.forward_flops / 1e9, step.backward_flops / 1e9, step.activations / 1e6)]
         table.add_row(name, f"{p.head:,}", f"{p.method:,}", f"{p.percent:.3g}", *sizes, *work)
     return table
+
+
+def _short(value: float) -> str:
+    """To four digits, and to one at least: 1,047,626; 75.50; 0.1966."""
+    decimals = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3 if value >= 1 else 4
+    return f"{value:,.{decimals}f}"
 
 
 def paper_table(rows: Iterable[Row]) -> Table:

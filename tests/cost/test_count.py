@@ -12,13 +12,24 @@ from families import CONFIGS, LABELS, METHODS, VOCAB, build, fits, pairs
 from minipeft.autograd import functional
 from minipeft.backend import active
 from minipeft.backend.shape_backend import shapes_only
+from minipeft.backend.storage import read_tensors
 from minipeft.cost import activation_bytes, count_flops
-from minipeft.cost.count import count
+from minipeft.cost.count import count, count_each
 from minipeft.cost.presets import PRESETS, computes, read_architecture
 from minipeft.cost.presets import build as build_preset
 from minipeft.errors import UserError
 from minipeft.optim import AdamW
-from minipeft.peft import FullConfig, IntrinsicConfig, LoraConfig, PeftConfig, get_peft_model
+from minipeft.peft import (
+    BitFitConfig,
+    DoraConfig,
+    FullConfig,
+    IntrinsicConfig,
+    LoraConfig,
+    PeftConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from minipeft.peft.io import saved_bytes
 from minipeft.peft.method import OwnWeights
 
 BATCH, LENGTH = 3, 7
@@ -33,13 +44,15 @@ CASES = [(f, t, m) for f, t in pairs() for m in METHODS if possible(f, t, m)]
 
 
 @pytest.mark.parametrize(("family", "task", "method"), CASES)
-def test_counting_the_config_and_counting_the_live_model_agree(family: str, task: str, method: str) -> None:
+def test_counting_the_config_and_counting_the_live_model_agree(family: str, task: str, method: str, tmp_path) -> None:
     counted = count(CONFIGS[family], METHODS[method], BATCH, LENGTH, task, LABELS)
     m = get_peft_model(build(family, task), METHODS[method])
     assert counted.parameters == m.count_parameters()
     assert counted.trained == {name: p.shape for name, p in m.trainable_parameters().items()}
     assert counted.base == sum(p.numel() for p in build(family, task).parameters())
-    assert counted.saved == sum(array.nbytes for array in m.exported()[1].values())
+    m.save_pretrained(tmp_path)
+    on_disk, _ = read_tensors(tmp_path / "adapter_model.safetensors")
+    assert counted.saved == saved_bytes(m) == sum(array.nbytes for array in on_disk.values())
     with count_flops() as forward:
         logits = m(IDS)
         loss = functional.cross_entropy(logits, IDS if logits.ndim == 3 else IDS[:, 0])
@@ -52,6 +65,34 @@ def test_counting_the_config_and_counting_the_live_model_agree(family: str, task
     optimizer = AdamW(m.parameters())
     assert counted.gradient == sum(p.grad.nbytes for p in m.parameters() if p.grad is not None)
     assert counted.optimizer == optimizer.state_bytes() == 2 * counted.gradient
+
+
+@pytest.mark.parametrize(
+    ("config", "trained", "saved"),
+    [
+        (LoraConfig(r=4), 3072, 6144),  # q and v: a pair of rank 8 on c_attn, 16 × 48
+        (DoraConfig(r=4), 3456, 6720),  # and m: 2 · 16, and all 48 of c_attn
+        (LoraConfig(r=4, target_modules="all-linear"), 13824, 18432),
+        (LoraConfig(r=4, target_modules=("o_proj", "up_proj")), 5376, 5376),  # alone in their matrices: as trained
+    ],
+    ids=["q, v", "dora", "all", "o, up"],
+)
+def test_the_file_of_a_gpt_2_holds_a_pair_for_c_attn(config: LoraConfig, trained: int, saved: int) -> None:
+    """LoRA of rank r on q and on v is saved as (A_q | A_v) and a B with zeros: more than what is trained."""
+    counted = count(CONFIGS["gpt2"], config, task="causal-lm")
+    assert (4 * counted.parameters.method, counted.saved) == (trained, saved)
+
+
+def test_a_method_that_does_not_fit_costs_its_row_alone() -> None:
+    methods = {"lora": LoraConfig(r=2), "too wide": LoraConfig(r=99), "bitfit": BitFitConfig()}
+    counts = count_each(CONFIGS["llama"], methods, 1, 5)
+    assert counts["lora"] == count(CONFIGS["llama"], LoraConfig(r=2), 1, 5)
+    assert isinstance(counts["too wide"], UserError)
+    assert "has none" in str(counts["bitfit"])
+    with pytest.raises(UserError, match="r=99"):
+        count_each(CONFIGS["llama"], {"too wide": LoraConfig(r=99)})
+    with pytest.raises(UserError, match="reads at most 12"):
+        count_each(CONFIGS["llama"], methods, 1, 13)
 
 
 @pytest.mark.slow
@@ -134,8 +175,21 @@ def test_another_config_is_refused(tmp_path, content: str, says: str) -> None:
 def test_a_deberta_has_parameters_but_no_step() -> None:
     assert not computes(PRESETS["deberta-xxl"])
     assert count(PRESETS["deberta-xxl"], LoraConfig(r=8)).parameters.method == 2 * 96 * 1536 * 8
+    assert "not built here" in count(PRESETS["deberta-xxl"], LoraConfig(r=8)).note
+    assert count(PRESETS["bert-base"], LoraConfig(r=8)).note == ""
     with pytest.raises(UserError, match="not built here"):
         count(PRESETS["deberta-xxl"], LoraConfig(r=8), 1, 8)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "said"])  # which has 778 λ to fill there
+def test_every_method_is_counted_on_a_deberta_of_512_positions(method: str) -> None:
+    """From its own 512 positions, though they are relative and take no table of that length."""
+    counted = count_each(PRESETS["deberta-xxl"], {"full": FullConfig(), method: METHODS[method]}, 1, 128)
+    assert not isinstance(counted[method], UserError)
+    assert counted["full"].parameters.method + counted["full"].parameters.head == 1_566_913_538
+    assert counted["full"].saved == 4 * 1_566_913_538
+    with pytest.raises(UserError, match="reads at most 512"):
+        count(PRESETS["deberta-xxl"], PromptTuningConfig(512))
 
 
 @pytest.mark.parametrize(

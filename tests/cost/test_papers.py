@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from minipeft.autograd import Tensor
+from minipeft.backend import active, random
+from minipeft.backend.shape_backend import shapes_only
+from minipeft.cost import count_flops
 from minipeft.cost.count import count
-from minipeft.cost.papers import HOULSBY, LORA, PAPERS, Row, encoder
+from minipeft.cost.papers import GPT3_ALL, GPT3_LORA, HOULSBY, LORA, PAPERS, Row, adam, encoder, multiply_adds
 from minipeft.cost.presets import PRESETS
-from minipeft.peft import AdapterConfig, FullConfig
+from minipeft.nn import Linear
+from minipeft.peft import AdapterConfig, FullConfig, LoraConfig, PeftConfig
+from minipeft.peft.lora import LoRALinear
 
 # (figure, as the paper prints it) -> the count by hand, and what is to be said of it
 EXPECTED = {
@@ -40,6 +46,13 @@ EXPECTED = {
     ("GPT-3 LoRA", "301.9"): (301_989_888, "cut off, not rounded (+0.03 %)"),
     ("GPT-3 LoRA", "603.8"): (603_979_776, "no: +0.03 %"),
     ("GPT-3 checkpoint", "35"): (37_748_736, "no: +7.9 %"),
+    ("GPT-3 training, full", "1.2"): (6 * 174_604_259_328, "no: -13 %"),
+    ("GPT-3 training, LoRA", "350"): (2 * 174_604_259_328 + 6 * 18_874_368, "yes"),
+    ("GPT-3 training, saved", "2/3"): (
+        1 - (2 * 174_604_259_328 + 6 * 18_874_368) / (6 * 174_604_259_328),
+        "yes",
+    ),
+    ("GPT-3 step, saved", "25"): (100 * (1 - 302_284_800 / 452_984_832), "no: +33 %"),
     ("BERT base adapters", "2"): (100 * 2_379_264 / 109_482_240, "yes"),
     ("BERT base norms", "40"): (38_400, "yes"),
     ("BERT large adapters", "8"): (100 * 25_227_264 / 335_141_888, "yes"),
@@ -79,6 +92,36 @@ def test_the_adapters_shares_of_bert(preset: str, r: int, row: Row) -> None:
     d = PRESETS[preset]["hidden_size"]
     counted = count(PRESETS[preset], AdapterConfig(r))
     assert 100 * counted.parameters.method / (counted.base - 2 * d - 2) == row.value
+
+
+@pytest.mark.parametrize(
+    ("config", "bytes_"), [(FullConfig(), adam(GPT3_ALL)), (LoraConfig(r=4), adam(GPT3_LORA, GPT3_ALL))], ids=str
+)
+def test_the_memory_of_gpt_3s_training_is_what_the_optimizer_here_holds(config: PeftConfig, bytes_: int) -> None:
+    """Weights, m and v; 2 bytes a number there, 4 here."""
+    counted = count(PRESETS["gpt3-175b"], config)
+    weights = counted.base + (counted.parameters.method if counted.parameters.percent < 100 else 0)
+    assert (4 * weights + counted.optimizer) / 2 == bytes_
+
+
+@pytest.mark.parametrize(("N", "R"), [(12288, 4), (64, 8), (10, 1)])
+def test_the_multiply_adds_of_a_layer_are_those_that_it_does(N: int, R: int) -> None:
+    """A forward and a backward pass of 3 tokens, with the gradient going on below; 2 operations a multiply-add."""
+    with shapes_only():
+        for layer, expected in (
+            (Linear(N, N), multiply_adds(N)),
+            (LoRALinear(frozen(Linear(N, N)), LoraConfig(r=R), random.stream("init")), multiply_adds(N, R)),
+        ):
+            x = Tensor(active().xp.zeros((1, 3, N), dtype="float32"), requires_grad=True)
+            with count_flops() as flops:
+                layer(x).sum().backward()
+            assert flops.flops == 2 * 3 * expected
+
+
+def frozen(linear: Linear) -> Linear:
+    for parameter in linear.parameters():
+        parameter.requires_grad = False
+    return linear
 
 
 def test_the_base_of_the_shares_is_the_well_known_one() -> None:
