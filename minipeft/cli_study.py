@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,11 @@ def study(
         str | None, typer.Option(help="Of d90: several with commas; random:NAME for NAME's shape with random weights.")
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="Of forgetting: the old text, as in pretrain; else what the model itself writes.")
+        str | None,
+        typer.Option(
+            help="Of forgetting and growth: the text to pre-train on, as in pretrain. Of forgetting with --model: the text "
+            "that the model was pre-trained on; left out, what it writes itself."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each cell.")] = None,
     train_size: Annotated[int | None, typer.Option(help="Rows to train on.")] = None,
@@ -67,17 +72,8 @@ def study(
         "workers": default_workers() if workers is None else workers,
     }
     settings = dataclasses.replace(plan.settings, **{k: v for k, v in given.items() if v is not None})
-    choices = dict(plan.choices)
-    if model is not None and "models" in choices:
-        choices["models"] = [model, f"random:{model}"]
-    if corpus is not None:
-        if "corpus" not in choices:
-            raise UserError(f"--corpus is for forgetting; the study {name} has no old text.")
-        choices["corpus"] = corpus
+    choices = _choices(name, plan.choices, model, models, corpus)
     if models is not None:
-        if "models" not in choices:
-            raise UserError(f"--models is for d90; the study {name} has one --model.")
-        choices["models"] = models.split(",")
         settings = dataclasses.replace(settings, model=choices["models"][0].removeprefix("random:"))
     plan = dataclasses.replace(plan, settings=settings, seeds=plan.seeds if seeds is None else seeds, choices=choices)
     folder = out_folder or Path("runs") / f"study-{name}{'-quick' * quick}"
@@ -104,3 +100,31 @@ def study(
         if line.startswith(("# ", "- ")):
             out.print(line, **LINE, markup=False)
     out.print(f"Result   {path}", **LINE)
+
+
+def _choices(
+    name: str, choices: Mapping[str, Any], model: str | None, models: str | None, corpus: str | None
+) -> dict[str, Any]:
+    """The plan's choices with what was asked for. Raises UserError for an option that is not the study's."""
+    from minipeft.errors import UserError
+    from minipeft.experiments.studies.bases import MADE
+    from minipeft.experiments.studies.frame import OWN
+
+    asked = dict(choices)
+    if "sizes" in choices and (model is not None or models is not None):
+        raise UserError(f"The study {name} pre-trains its own models; leave out --model and --models.")
+    if model is not None and "models" in choices:
+        asked["models"] = [model, f"random:{model}"]
+    if models is not None:
+        if "models" not in choices:
+            raise UserError(f"--models is for d90; the study {name} has one --model.")
+        asked["models"] = list(filter(None, (part.strip() for part in models.split(","))))
+        if not asked["models"]:
+            raise UserError("--models names no model; for example: --models minilm,random:minilm.")
+    if corpus is not None:
+        if "corpus" not in choices:
+            raise UserError(f"--corpus is for forgetting and growth; the study {name} has no old text.")
+        asked["corpus"] = corpus
+    elif model is not None and "corpus" in choices and not model.startswith(MADE):
+        asked["corpus"] = OWN
+    return asked

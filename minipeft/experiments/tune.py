@@ -19,7 +19,7 @@ from minipeft.experiments.progress import Listener, Progress, teller
 from minipeft.files import append_line, read_lines
 from minipeft.models import load_tokenizer
 
-GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 TUNING = "tuning.jsonl"
 
 
@@ -72,5 +72,6 @@ def best_rate(method: str, trials: list[dict[str, Any]]) -> float:
     """The rate of the best accuracy; among equals, of the lowest loss. Raises UserError when all trials diverged."""
     finished = [trial for trial in trials if trial["loss"] is not None]
     if not finished:
-        raise UserError(f"{method} diverges at every learning rate that was tried: {', '.join(map(str, GRID))}.")
+        rates = ", ".join(f"{trial['lr']:g}" for trial in trials)
+        raise UserError(f"{method} diverges at every learning rate that was tried: {rates}.")
     return float(max(finished, key=lambda trial: (trial["accuracy"], -trial["loss"]))["lr"])

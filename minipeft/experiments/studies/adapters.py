@@ -6,7 +6,7 @@ An ablation trains adapters in all blocks, then switches off those of the blocks
 from __future__ import annotations
 
 from minipeft.errors import UserError
-from minipeft.experiments.cell import OnStep, Settings
+from minipeft.experiments.cell import Cell, Settings
 from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
 from minipeft.nn import Module
@@ -27,17 +27,17 @@ def jobs(lab: Lab) -> Jobs:
 def ablation(lab: Lab, width: int, seed: int) -> Job:
     """Accuracies with the adapters of the blocks first..last off: `spans` has [first, last, accuracy] for each pair."""
 
-    def run(on_step: OnStep | None) -> Row:
-        cell = lab.run(f"adapter:{width}", seed, on_step)
+    def switched_off(cell: Cell) -> Row:
         pad_id, spans = tokenizer_of(cell.model).pad_id, []
         for first in range(lab.layers):
             for last in range(first, lab.layers):
                 switch_off(cell.model.model, range(first, last + 1))
                 score = evaluate(cell.model, lab.test, pad_id, workers=lab.settings.workers)
                 spans.append([first, last, round(score.accuracy, 6)])
-        return {"seed": seed, "width": width, "accuracy": cell.row["accuracy"], "spans": spans}
+        return {"spans": spans}
 
-    return Job(f"ablation of adapter:{width}, seed {seed}", run)
+    tags = {"ablated": width, "spans": None}
+    return lab.job(f"adapter:{width}", seed, f"ablation of adapter:{width}", tags, switched_off)
 
 
 def switch_off(model: Module, blocks: range) -> None:

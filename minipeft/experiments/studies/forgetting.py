@@ -1,11 +1,11 @@
 """Forgetting: how much worse a language model predicts its pre-training text after it was fine-tuned to classify.
 
-The classifier's body, as fine-tuned, is given the model's own language head again and reads the text. What can be switched
-off (LoRA, adapters, the subspace) forgets nothing once it is off: the base is there to the last bit.
+The classifier's body, as fine-tuned, is given the model's own language head again and reads the text; once more with the
+method switched off, where it can be (LoRA, adapters, the subspace).
 
-The text is what the model writes itself, at temperature 1, which it knows as it knows its pre-training text: the loss that
-is added is then the divergence KL(before ‖ after) a token. Or it is the held-out part of a corpus, for a model that was
-pre-trained on it (`minipeft pretrain`).
+The text is the held-out part of a corpus, on which a small model is pre-trained first. For another model it is what the
+model writes itself, at temperature 1, which it knows as it knows its pre-training text: the loss that is added is then the
+divergence KL(before ‖ after) a token. Or the held-out part of a corpus that it was pre-trained on (`minipeft pretrain`).
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import contextlib
 import math
 
 from minipeft.backend import random
-from minipeft.data.corpus import encode_documents, load_corpus
+from minipeft.data.corpus import encode_documents
 from minipeft.data.token_rows import TokenRows, windows
 from minipeft.errors import UserError
 from minipeft.experiments.cell import OnStep, Settings
-from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import tokenizer_of
+from minipeft.experiments.studies.bases import shape_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
+from minipeft.experiments.studies.pretraining import pretrained
 from minipeft.models import Pretrained, Sampling, generate, load_model
 from minipeft.models.writing import prompt_ids
 from minipeft.nn import LanguageHead, Module
 from minipeft.peft import PeftModel
 from minipeft.training import evaluate_tokens
 
-OWN = "own"  # in the place of a corpus: what the model writes
-
 
 def jobs(lab: Lab) -> Jobs:
     """The text before any training, then after each method."""
+    if shape := shape_of(lab.plan.settings.model):
+        yield from pretrained(lab, shape)
     base = load_model(lab.settings.model, task="causal-lm")
     text = old_text(lab, base)
 
@@ -44,26 +45,28 @@ def jobs(lab: Lab) -> Jobs:
         specs.append((yield from tuned(lab, method, lab.plan.choices["rates"])))
     for seed in lab.seeds:
         for spec in specs:
-            yield _job(lab, base, text, spec, seed)
+            yield lab.job(spec, seed, then=lambda cell: forgotten(lab, cell.model, base, text))
 
 
-def _job(lab: Lab, base: Pretrained, text: TokenRows, spec: MethodSpec, seed: int) -> Job:
-    def run(on_step: OnStep | None) -> Row:
-        cell = lab.run(spec, seed, on_step)
-        return {**cell.row, "loss": round(loss_on(lab, as_language_model(cell.model, base), text), 6)}
-
-    return Job(f"{spec.name}, seed {seed}", run)
+def forgotten(lab: Lab, model: PeftModel, base: Pretrained, text: TokenRows) -> Row:
+    """The `loss` on the old text, None where it is not finite; `loss_off` with the method switched off, if it can be."""
+    row: Row = {}
+    reader = as_language_model(model, base)
+    loss = loss_on(lab, reader, text)
+    row["loss"] = round(loss, 6) if math.isfinite(loss) else None
+    with contextlib.suppress(UserError), reader.disable_adapter():  # the model's own weights cannot be switched off
+        row["loss_off"] = round(loss_on(lab, reader, text), 6)
+    return row
 
 
 def old_text(lab: Lab, base: Pretrained) -> TokenRows:
-    """The text of the plan, about so many tokens, in rows that the model can read at once."""
+    """The text of the plan, about so many tokens from all over it, in rows that the model can read at once."""
     choices, tokenizer = lab.plan.choices, base.tokenizer
     if tokenizer is None:
         raise UserError(f"{lab.settings.model} has no tokenizer, so no text can be read to it.")
     context = min(choices["context"], base.config.max_positions - 1)
-    if choices["corpus"] != OWN:
-        tokens = encode_documents(tokenizer, load_corpus(choices["corpus"]).held_out)
-        return windows(tokens[: choices["tokens"] + 1], context)
+    if lab.corpus is not None:
+        return windows(encode_documents(tokenizer, lab.corpus.held_out), context).sample(choices["tokens"] // context)
     random.seed(0)
     made = generate(base, [""] * math.ceil(choices["tokens"] / context), Sampling(context, temperature=1.0))
     rows = [windows([*prompt_ids(tokenizer, ""), *text.ids], context + 1) for text in made if text.ids]
@@ -91,20 +94,30 @@ STUDY = Study(
     "forgetting",
     "How much does each method forget of what the model was pre-trained on?",
     full=Plan(
-        Settings("glassllm"),
-        3,
+        Settings("made:tiny"),
+        5,
         {
             "methods": METHODS,
-            "corpus": OWN,
-            "tokens": 8192,
+            "corpus": "shakespeare",
+            "vocab_size": 1024,
             "context": 128,
-            "rates": [6e-5, 2e-4, 6e-4, 2e-3],
+            "pretrain_epochs": 4,
+            "tokens": 8192,
+            "rates": [2e-4, 6e-4, 2e-3, 6e-3],
         },
     ),
     quick=Plan(
-        Settings("glassllm", train_size=200, test_size=200, epochs=2),
+        Settings("made:mini", train_size=200, test_size=200, epochs=2),
         1,
-        {"methods": METHODS, "corpus": OWN, "tokens": 4096, "context": 128, "rates": [1e-3]},
+        {
+            "methods": METHODS,
+            "corpus": "shakespeare",
+            "vocab_size": 1024,
+            "context": 128,
+            "pretrain_epochs": 1,
+            "tokens": 4096,
+            "rates": [5e-3],
+        },
     ),
     jobs=jobs,
 )

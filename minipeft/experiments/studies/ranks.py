@@ -1,13 +1,15 @@
 """LoRA: how many ranks, on which matrices (arXiv 2106.09685, tables 5 and 6)?
 
 A budget is that of rank r on one d × d matrix of each block: two matrices share it at r/2, four at r/4. For all linear
-layers the rank is the one that comes nearest.
+layers the rank is the one that comes nearest. Each choice of matrices gets its learning rate at the budget, for all its
+ranks: with α = 2r the first steps are the same for every rank.
 """
 
 from __future__ import annotations
 
 from minipeft.experiments.cell import Settings
-from minipeft.experiments.studies.frame import Jobs, Lab, Plan, Study
+from minipeft.experiments.methods import parse_method
+from minipeft.experiments.studies.frame import Jobs, Lab, Plan, Study, tuned
 
 TARGETS = {
     "q": "q_proj",
@@ -38,22 +40,27 @@ def at_budget(budget: int) -> list[tuple[str, int]]:
 
 def jobs(lab: Lab) -> Jobs:
     """Table 5 (the budget on each choice of matrices), then table 6 (ranks on some of them); cells in common run once."""
-    choices = lab.plan.choices
+    choices, lrs = lab.plan.choices, {}
     cells = at_budget(choices["budget"])
+    for name, r in cells:
+        lrs[name] = (yield from tuned(lab, f"lora:{r}:{TARGETS[name]}", choices["rates"])).lr
     cells += [(name, r) for name in choices["targets"] for r in choices["ranks"]]
     for seed in lab.seeds:
         for name, r in dict.fromkeys(cells):
-            yield lab.job(f"lora:{r}:{TARGETS[name]}", seed, f"lora:{r} on {name}", {"targets": name, "rank": r})
+            spec = parse_method(f"lora:{r}:{TARGETS[name]}", lrs[name])
+            yield lab.job(spec, seed, f"lora:{r} on {name}", {"targets": name, "rank": r})
 
 
 STUDY = Study(
     "ranks",
     "Is rank 1 enough, and which matrices should LoRA be put on?",
-    full=Plan(Settings(), 3, {"budget": 8, "targets": ["q", "qv", "qkvo"], "ranks": [1, 2, 4, 8, 64]}),
+    full=Plan(
+        Settings(), 3, {"budget": 8, "targets": ["q", "qv", "qkvo"], "ranks": [1, 2, 4, 8, 64], "rates": [1e-3, 3e-3]}
+    ),
     quick=Plan(
         Settings("glassllm", train_size=200, test_size=200, epochs=2),
         1,
-        {"budget": 8, "targets": ["qv"], "ranks": [1, 2, 4, 8, 64]},
+        {"budget": 8, "targets": ["qv"], "ranks": [1, 2, 4, 8, 64], "rates": [3e-3]},
     ),
     jobs=jobs,
 )

@@ -30,4 +30,5 @@ STUDY = Study(
         {"rates": [1e-4, 1e-3, 1e-2, 3e-2], "methods": ["full", "lora:8", "adapter:16", "topk:2"]},
     ),
     jobs=jobs,
+    judged="validation",
 )

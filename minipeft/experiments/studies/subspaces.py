@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minipeft.backend import Array, active, random
+from minipeft.errors import Diverged
 from minipeft.experiments.cell import OnStep, Settings, build
 from minipeft.experiments.methods import parse_method
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
@@ -19,7 +20,7 @@ SHOWN = 16  # directions of two large ranks that are compared
 
 
 def jobs(lab: Lab) -> Jobs:
-    """One job a seed: a small rank, a large rank twice from two starts, and full fine-tuning."""
+    """One job a seed: a small rank, a large rank twice from two starts, and full fine-tuning; all of it, or none."""
     for seed in lab.seeds:
         yield _job(lab, seed)
 
@@ -28,10 +29,17 @@ def _job(lab: Lab, seed: int) -> Job:
     small, large = lab.plan.choices["small"], lab.plan.choices["large"]
 
     def run(on_step: OnStep | None) -> Row:
+        try:
+            return measure(on_step)
+        except Diverged:
+            return {"seed": seed, "accuracy": None}
+
+    def measure(on_step: OnStep | None) -> Row:
         runs = [(f"lora:{small}", seed), (f"lora:{large}", seed + 100), (f"lora:{large}", seed + 200)]
         a, b, c = (lora_layers(lab.run(method, own, on_step).model) for method, own in runs)
         row: Row = {
             "seed": seed,
+            "shapes": {name.rpartition(".")[2]: list(layer.linear.weight.shape) for name, layer in a.items()},
             "phi_ranks": _phi(a, b, small, large),
             "phi_starts": _phi(b, c, min(SHOWN, large), min(SHOWN, large)),
             "amplification": [

@@ -14,6 +14,7 @@ from minipeft.report.studies.writing import (
     Rows,
     Stat,
     bars_text,
+    best_text,
     group,
     markdown,
     paired,
@@ -26,19 +27,20 @@ from minipeft.report.style import LOOKS, blank_figure
 
 def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     """Accuracy by width, and what is lost when adapters are switched off."""
-    sweep, ablated = [row for row in rows if "method" in row], [row for row in rows if "spans" in row]
+    sweep, ablated = [row for row in rows if "spans" not in row], [row for row in rows if row.get("spans")]
     sentences, figures, tables = [], {}, []
-    if sweep:
+    if any(row["accuracy"] is not None for row in sweep):
         width = lambda row: int(row["setting"])
         accuracy = group(sweep, width)
         parameters = group(sweep, width, "method_params")
-        best = max(accuracy, key=lambda r: accuracy[r].mean)
-        gap = paired(sweep, width, min(accuracy), best)
-        assert gap is not None
-        sentences.append(
-            f"The best width is {best} ({accuracy[best].percent} %); a width of {min(accuracy)} is {gap.points} points "
-            f"from it with {parameters[min(accuracy)].mean / parameters[best].mean:.1%} of its parameters ({verdict(gap)})."
-        )
+        sentences.append(f"{best_text(sweep, width, accuracy, lambda r: f'Width {r}')}.")
+        least, most = min(accuracy), max(accuracy)
+        gap = paired(sweep, width, least, most)
+        if gap is not None and least != most:
+            sentences.append(
+                f"A width of {least} is {gap.points} points from one of {most} ({verdict(gap)}) with "
+                f"{parameters[least].mean / parameters[most].mean:.1%} of its parameters."
+            )
         figures["widths"] = _widths(sweep, accuracy, parameters)
         tables.append(
             markdown(
@@ -53,9 +55,9 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
         worst, mildest = min(single, key=lambda i: single[i].mean), max(single, key=lambda i: single[i].mean)
         whole = stat([row["accuracy"] for row in ablated])
         sentences.append(
-            f"With adapters of width {ablated[0]['width']} in every block the accuracy is {whole.percent} %. Switching off "
-            f"those of one block without training again changes it by {single[mildest].points} points (block {mildest}) to "
-            f"{single[worst].points} points (block {worst})."
+            f"With adapters of width {ablated[0]['ablated']} in every block the accuracy is {whole.percent} %. Switching "
+            f"off those of one block without training again changes it by {single[mildest].points} points (block "
+            f"{mildest}) to {single[worst].points} points (block {worst})."
         )
         half = layers // 2
         sentences.append(

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from minipeft.report.studies.drawing import curve, legend, log_ticks
-from minipeft.report.studies.writing import Result, Rows, bars_text, group, markdown, name, paired, title, verdict
+from minipeft.report.studies.writing import (
+    Result,
+    Rows,
+    bars_text,
+    best_text,
+    group,
+    markdown,
+    name,
+    paired,
+    title,
+    verdict,
+)
 from minipeft.report.style import blank_figure, family_looks
 
 
@@ -24,8 +35,8 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
             texts = [f"{gap.points} on {size:,} rows ({verdict(gap)})" for size, gap in (gaps[0], gaps[-1])]
             sentences.append(f"{title(method)} minus full fine-tuning, in points: {'; '.join(texts)}.")
     for size in (sizes[0], sizes[-1]):
-        best = max((m for m in methods if (m, size) in accuracy), key=lambda m: accuracy[m, size].mean)
-        sentences.append(f"The most accurate on {size:,} rows is {title(best)}, {accuracy[best, size].percent} %.")
+        among = [(m, size) for m in methods]
+        sentences.append(f"On {size:,} rows, {best_text(rows, key, among, lambda choice: title(choice[0]))}.")
     figure = blank_figure(9, 5.2, "Accuracy against the rows to learn from", f"Test set; {bars_text(rows)}")
     axes = figure.add_subplot()
     looks = family_looks(m.split(":")[0] for m in methods)
@@ -38,4 +49,11 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     legend(axes)
     heads = ["method", *(f"{size:,} rows" for size in sizes)]
     table = [[title(m), *(accuracy[m, s].percent if (m, s) in accuracy else "" for s in sizes)] for m in methods]
-    return Result(sentences, {"data-size": figure}, [markdown(heads, table)])
+    rates = group(rows, name, "lr")
+    length = {row["rows"]: f"{row['rows']:,} rows {row['steps']} steps ({row['epochs']} epochs)" for row in rows}
+    notes = [
+        f"How long each size was trained: {', '.join(length[size] for size in sizes)}.",
+        f"Learning rates: {', '.join(f'{title(m)} {rates[m].mean:g}' for m in methods)}, chosen on "
+        f"{config['train_size']:,} rows and used for all sizes.",
+    ]
+    return Result(sentences, {"data-size": figure}, [markdown(heads, table)], notes)

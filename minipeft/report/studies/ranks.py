@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from minipeft.experiments.studies.ranks import at_budget
 from minipeft.report.studies.drawing import curve, legend, log_ticks
-from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, group, markdown, paired, verdict
+from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, best_text, group, markdown, paired, verdict
 from minipeft.report.style import LOOKS, SPARE, Look, blank_figure, marker
 
 Choice = tuple[str, int]  # the matrices, the rank
@@ -21,31 +21,28 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     budget = [choice for choice in at_budget(config["budget"]) if choice in accuracy]
     sentences: list[str] = []
     if budget:
-        best = max(budget, key=lambda choice: accuracy[choice].mean)
-        sentences.append(f"At the budget, the best choice is {_text(best)} with {accuracy[best].percent} %.")
+        sentences.append(f"At the budget, {best_text(rows, _choice, budget, _text)}.")
     both = {name: choice for choice in budget if (name := choice[0]) in ("qk", "qv")}
     if len(both) == 2:
         gap = paired(rows, _choice, both["qv"], both["qk"])
         if gap is not None:
-            better = "query and value" if gap.mean > 0 else "query and key" if gap.mean < 0 else "neither"
+            better = "query and value" if gap.mean > 0 else "query and key"
+            found = f"the better pair here is {better}" if gap.differs else "the two cannot be told apart here"
             sentences.append(
-                f"Query and value against query and key: {gap.points} points ({verdict(gap)}); the better pair here is "
-                f"{better}. The lecture says query and key, the paper's table 5 query and value."
+                f"Query and value against query and key: {gap.points} points ({verdict(gap)}); {found}. The lecture says "
+                "query and key, the paper's table 5 query and value."
             )
     for targets in config["targets"]:
         ranks = sorted(r for name, r in accuracy if name == targets and r in config["ranks"])
         if len(ranks) > 1:
-            top = max(ranks, key=lambda r: accuracy[targets, r].mean)
-            gap = paired(rows, _choice, (targets, ranks[0]), (targets, top))
-            if gap is not None and top != ranks[0]:
-                sentences.append(
-                    f"On {targets}, rank {ranks[0]} is {gap.points} points from the best rank, {top} ({verdict(gap)})."
-                )
-            elif top == ranks[0]:
-                sentences.append(f"On {targets}, rank {top} is the best.")
-    heads = ["matrices", "rank", "LoRA parameters", "accuracy %"]
+            best = best_text(rows, _choice, [(targets, r) for r in ranks], lambda choice: f"rank {choice[1]}")
+            gap = paired(rows, _choice, (targets, ranks[0]), (targets, ranks[-1]))
+            ends = f" Rank {ranks[0]} is {gap.points} points from rank {ranks[-1]} ({verdict(gap)})." if gap else ""
+            sentences.append(f"On {targets}, {best}.{ends}")
+    lrs = group(rows, _choice, "lr")
+    heads = ["matrices", "rank", "learning rate", "LoRA parameters", "accuracy %"]
     table = [
-        [targets, str(r), f"{parameters[targets, r].mean:,.0f}", point.percent]
+        [targets, str(r), f"{lrs[targets, r].mean:g}", f"{parameters[targets, r].mean:,.0f}", point.percent]
         for (targets, r), point in sorted(accuracy.items(), key=lambda item: item[0])
     ]
     figures = {}

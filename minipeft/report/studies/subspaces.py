@@ -22,38 +22,40 @@ ENERGY = 0.9
 def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     """φ, the amplification factor, and the rank of full fine-tuning's change."""
     small, large = config["small"], config["large"]
-    ranks, starts, width = _grids(rows, "phi_ranks"), _grids(rows, "phi_starts"), _width(rows)
+    rows = [row for row in rows if "phi_ranks" in row]  # without the seeds with which a training diverged
+    ranks, starts = _grids(rows, "phi_ranks"), _grids(rows, "phi_starts")
     sentences = []
     for side, text in SIDES.items():
         for kind in ranks[side]:
             top = stat([np.array(row["phi_ranks"][side][kind])[0, 0] for row in rows])
             whole = stat([np.array(row["phi_ranks"][side][kind])[-1, -1] for row in rows])
+            width = rows[0]["shapes"][kind][side == "B"]  # A's directions are of W's inputs, B's of its outputs
             sentences.append(
                 f"{kind}, {text}: the first direction of rank {small} and that of rank {large} have φ(1, 1) = "
-                f"{top.text(2)}; all {small} in all {large}: {whole.text(2)}. Random ones have about {1 / width:.3f} and "
-                f"{large / width:.2f}."
+                f"{top.text(2)}; all {small} in all {large}: {whole.text(2)}. Random ones in {width} dimensions have about "
+                f"{1 / width:.3f} and {min(1, large / width):.2f}."
             )
     factors = _factors(rows)
     for (rank, kind), by_layer in factors.items():
         name = f"LoRA of rank {rank}" if rank else f"full fine-tuning (its top {small} directions)"
-        everything = stat([value.mean for value in by_layer.values()])
         sentences.append(
-            f"{kind}: the change of {name} is {everything.mean:,.1f} times what W does in the same directions "
-            f"(mean over the blocks, {min(v.mean for v in by_layer.values()):,.1f} to "
+            f"{kind}: the change of {name} is {_over_seeds(rows, rank, kind, 'factor').text(1)} times what W does in the "
+            f"same directions (mean over the blocks, which have {min(v.mean for v in by_layer.values()):,.1f} to "
             f"{max(v.mean for v in by_layer.values()):,.1f})."
         )
     for kind in ranks["A"]:
-        along, own, noise = (_norm(rows, small, kind, norm) for norm in NORMS[1:])
+        along, own, noise = (_over_seeds(rows, small, kind, norm).mean for norm in NORMS[1:])
         sentences.append(
             f"{kind}: along the directions of rank {small}'s change, W has {along / noise:.1f} times what it has along "
             f"random ones, and {along / own:.0%} of what it has along its own top {small}."
         )
     needed = _needed(rows)
-    share = [needed["change"][name].mean / len(rows[0]["spectra"][name]["change"]) for name in needed["change"]]
-    before = [needed["before"][name].mean / len(rows[0]["spectra"][name]["before"]) for name in needed["before"]]
+    share = {name: count.mean / len(rows[0]["spectra"][name]["change"]) for name, count in needed["change"].items()}
+    whole, before = (_mean_share(rows, which) for which in ("change", "before"))
     sentences.append(
-        f"Full fine-tuning's ΔW has {ENERGY:.0%} of its squared norm in {np.mean(share):.0%} of its singular values (mean "
-        f"over the matrices, {min(share):.0%} to {max(share):.0%}); W itself in {np.mean(before):.0%}."
+        f"Full fine-tuning's ΔW has {ENERGY:.0%} of its squared norm in {whole.percent} % of its singular values (mean "
+        f"over the matrices, which have {min(share.values()):.0%} to {max(share.values()):.0%}); W itself in "
+        f"{100 * before.mean:.1f} %."
     )
     figures = {
         "phi_ranks": _phi(ranks, f"φ of ranks {small} and {large}", f"i, of rank {small}", f"j, of rank {large}", rows),
@@ -75,11 +77,6 @@ def _grids(rows: Rows, name: str) -> dict[str, dict[str, np.ndarray]]:
     return {side: {kind: np.mean([row[name][side][kind] for row in rows], axis=0) for kind in kinds} for side in SIDES}
 
 
-def _width(rows: Rows) -> int:
-    """d: the singular values of a q_proj."""
-    return next(len(s["change"]) for name, s in rows[0]["spectra"].items() if name.endswith("q_proj"))
-
-
 def _factors(rows: Rows) -> dict[tuple[int, str], dict[int, Stat]]:
     """(rank, kind of matrix) -> block -> the amplification factor."""
     values: dict[tuple[int, str], dict[int, list[float]]] = {}
@@ -90,10 +87,10 @@ def _factors(rows: Rows) -> dict[tuple[int, str], dict[int, Stat]]:
     return {key: {block: stat(xs) for block, xs in blocks.items()} for key, blocks in values.items()}
 
 
-def _norm(rows: Rows, rank: int, kind: str, norm: str) -> float:
-    """One of NORMS, mean over blocks and seeds."""
-    entries = [entry for row in rows for entry in row["amplification"]]
-    return stat([e[norm] for e in entries if e["rank"] == rank and e["layer"].endswith(kind)]).mean
+def _over_seeds(rows: Rows, rank: int, kind: str, value: str) -> Stat:
+    """The factor or one of NORMS: of each seed the mean over the blocks."""
+    by_seed = ([e for e in row["amplification"] if e["rank"] == rank and e["layer"].endswith(kind)] for row in rows)
+    return stat([float(np.mean([entry[value] for entry in entries])) for entries in by_seed])
 
 
 def _factor_table(rows: Rows, small: int) -> str:
@@ -113,13 +110,22 @@ def _factor_table(rows: Rows, small: int) -> str:
 
 def _needed(rows: Rows) -> dict[str, dict[str, Stat]]:
     """Of ΔW ("change") and W ("before"): matrix -> the number of singular values with 90 % of the squared norm."""
-    out: dict[str, dict[str, Stat]] = {}
-    for which in ("change", "before"):
-        for name in rows[0]["spectra"]:
-            energies = [np.cumsum(np.square(row["spectra"][name][which])) for row in rows]
-            counts = [float(np.searchsorted(energy, ENERGY * energy[-1]) + 1) for energy in energies]
-            out.setdefault(which, {})[name] = stat(counts)
-    return out
+    names = list(rows[0]["spectra"])
+    return {
+        which: {name: stat([_count(row["spectra"][name][which]) for row in rows]) for name in names}
+        for which in ("change", "before")
+    }
+
+
+def _mean_share(rows: Rows, which: str) -> Stat:
+    """Of each seed the share of the singular values with 90 % of the squared norm, mean over the matrices."""
+    spectra = ([entry[which] for entry in row["spectra"].values()] for row in rows)
+    return stat([float(np.mean([_count(values) / len(values) for values in own])) for own in spectra])
+
+
+def _count(singular_values: list[float]) -> float:
+    energy = np.cumsum(np.square(singular_values))
+    return float(np.searchsorted(energy, ENERGY * energy[-1]) + 1)
 
 
 def _phi(grids: dict[str, dict[str, np.ndarray]], title: str, down: str, across: str, rows: Rows) -> Figure:

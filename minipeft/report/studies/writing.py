@@ -16,13 +16,28 @@ Rows = Sequence[Mapping[str, Any]]
 K = TypeVar("K")
 
 
+# The 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom; beyond these the normal distribution's is near.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NORMAL_QUANTILE = 1.960
+
+
 @dataclass(frozen=True)
 class Result:
-    """What a study says: sentences that answer its question, figures by name, and tables (Markdown)."""
+    """What a study says.
+
+    Attributes:
+        sentences: that answer its question.
+        figures: by name.
+        tables: Markdown.
+        notes: what a reader must know to read the numbers.
+        of: the models, where they are not the one of the settings.
+    """
 
     sentences: list[str]
     figures: dict[str, Figure] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,19 @@ class Stat:
     def percent(self) -> str:
         """A fraction in percent."""
         return self.text(1, 100)
+
+    @property
+    def error(self) -> float:
+        """Half the 95 % interval of the mean over seeds, t · sd / √n; infinite for one seed."""
+        if self.n < 2:
+            return math.inf
+        t = T_QUANTILES[self.n - 2] if self.n - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
+        return t * self.sd / math.sqrt(self.n)
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is another number than 0, beyond the error."""
+        return abs(self.mean) > self.error
 
     @property
     def points(self) -> str:
@@ -72,11 +100,49 @@ def paired(rows: Rows, key: Callable[[Mapping[str, Any]], K], a: K, b: K, value:
 
 
 def verdict(difference: Stat) -> str:
-    """What a paired difference over seeds says: beyond two standard errors, or not."""
+    """What a paired difference over seeds says."""
     if difference.n < 2:
         return "one seed: no spread is known"
-    error = difference.sd / math.sqrt(difference.n)
-    return "more than two standard errors" if abs(difference.mean) > 2 * error else "within two standard errors"
+    return "beyond the error" if difference.differs else "within the error"
+
+
+def best_text(rows: Rows, key: Callable[[Mapping[str, Any]], K], among: Iterable[K], text: Callable[[K], str]) -> str:
+    """Who is the most accurate: a winner only if it is ahead of each of the others, seed by seed, beyond the error.
+
+    As in "qv is the best with 84.3 ± 0.5 %, beyond the error". What diverged with a seed is none of them, unless all did.
+    """
+    accuracy, diverged = group(rows, key), {key(row) for row in rows if row["accuracy"] is None}
+    known = [k for k in among if k in accuracy]
+    steady = [k for k in known if k not in diverged]
+    first, *others = sorted(steady or known, key=lambda k: -accuracy[k].mean)
+    ahead = {k: paired(rows, key, first, k) for k in others}
+    near = [k for k, gap in ahead.items() if gap is None or not gap.differs]
+    score = f"{accuracy[first].percent} %"
+    if not near:
+        return f"{text(first)} is the best with {score}" + (", beyond the error" if others else "")
+    if accuracy[first].n == 1:
+        return f"{text(first)} has the highest accuracy, {score} (one seed: no spread is known)"
+    names = "any other" if len(near) == len(others) > 1 else ", ".join(text(k) for k in near)
+    return f"{text(first)} has the highest mean, {score}, and cannot be told apart from {names}"
+
+
+def within_a_point(rows: Rows, method: str) -> str:
+    """How a method's accuracy stands to full fine-tuning's, if it is at most one point below; "" if it is further."""
+    gap = paired(rows, name, method, "full")
+    if gap is None or gap.mean < -0.01:
+        return ""
+    if gap.mean <= 0.01:
+        return "is within a point of full fine-tuning"
+    return f"is {gap.points} points from full fine-tuning ({verdict(gap)})"
+
+
+def ratio_text(logs: Stat) -> str:
+    """Of the logarithms of a ratio: the geometric mean, and the interval of 95 % where the seeds differ."""
+    middle = f"{math.exp(logs.mean):.3g}"
+    if logs.n < 2 or logs.sd < 1e-9:  # on a grid, seeds are often alike
+        return middle
+    low, high = math.exp(logs.mean - logs.error), math.exp(logs.mean + logs.error)
+    return f"{middle} (95 %: {low:.3g} to {high:.3g})"
 
 
 def name(row: Mapping[str, Any]) -> str:
