@@ -120,13 +120,15 @@ def score_of(row: Mapping[str, Any]) -> str:
     return f"{row['bits_per_byte']:.3f} bits/byte" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
 
 
+def _megabytes(size: float) -> str:
+    return f"{size:,.0f}" if size >= 100 else f"{size:.1f}"
+
+
 def results_table(cells: Sequence[Summary]) -> Table:
     """The results, a row for each method and setting, averaged over seeds; at most 80 characters wide."""
     seeds = max(cell.n for cell in cells)
     title = f"mean over {seeds} seeds ± standard deviation" if seeds > 1 else None
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
-    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     of_text = any(cell.of_text for cell in cells)
     table.add_column("method", no_wrap=True)
     score = ("perpl.", "bits/\nbyte") if of_text else ("accuracy %",)
@@ -143,7 +145,7 @@ def results_table(cells: Sequence[Summary]) -> Table:
             *([f"{mean['perplexity']:.1f}"] if of_text else []),
             f"{factor * mean[column]:.{digits}f}{spread}",
             f"{mean['step_ms']:.0f}",
-            f"{mean['activation_mb']:.1f}",
-            f"{mean['optimizer_mb']:.1f}",
+            _megabytes(mean["activation_mb"]),
+            _megabytes(mean["optimizer_mb"]),
         )
     return table
