@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,29 +124,24 @@ def grade(
 
     from minipeft.files import atomic_write
     from minipeft.labs.grade import grade as run
-    from minipeft.labs.reports import course_csv, gradescope, junit
+    from minipeft.labs.reports import gradescope, junit
 
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder.")
     if csv_file and (json_file or junit_file):
         raise UserError("--csv is for a folder of submissions, --json and --junit are for one.")
-    submissions = sorted(path for path in folder.iterdir() if path.is_dir()) if csv_file else [folder]
-    if not submissions:
-        raise UserError(f"{folder} has no folders in it; with --csv, each folder in it is a submission.")
-    lab = _lab_of(submissions, number, labs)
-    reports = []
-    for submission in track(submissions, "Grading", console=err, disable=not err.is_terminal):
-        reports.append(run(lab, submission))
     if csv_file:
-        atomic_write(csv_file, course_csv(reports))
-        for report in reports:
-            out.print(f"{report.total:7.2f} of {lab.points:g}   {escape(report.name)}", **LINE)
+        submissions = _folders_in(folder)
+        lab = _lab_of(submissions, number, labs)
+        shown = track(submissions, "Grading", console=err, disable=not err.is_terminal)
+        _grade_all(lab, shown, csv_file)
         return
+    report = run(_lab_of([folder], number, labs), folder)
     if json_file:
-        atomic_write(json_file, gradescope(reports[0]))
+        atomic_write(json_file, gradescope(report))
     if junit_file:
-        atomic_write(junit_file, junit(reports[0]))
-    _scoreboard(reports[0], "public and hidden tests")
+        atomic_write(junit_file, junit(report))
+    _scoreboard(report, "public and hidden tests")
 
 
 @app.command()
@@ -176,9 +173,49 @@ def _solved(labs: Path, number: int | None) -> list[Lab]:
     return list(all_labs(labs).values()) if number is None else [find_lab(number, labs)]
 
 
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        found = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from None
+    if not found:
+        raise UserError(f"{folder} has no folders in it; with --csv, each folder in it is a submission.")
+    return found
+
+
+def _grade_all(lab: Lab, submissions: Iterable[Path], csv_file: Path) -> None:
+    """Grade one after the other. The CSV is written anew after each, so that nothing is lost, whatever comes after.
+
+    Raises:
+        UserError: the lab or this machine is not in order; or the grader itself failed on a submission, in the end.
+    """
+    from minipeft.files import atomic_write
+    from minipeft.labs.grade import Report
+    from minipeft.labs.grade import grade as run
+    from minipeft.labs.reports import course_csv
+
+    reports: list[Report] = []
+    for submission in submissions:
+        try:
+            reports.append(run(lab, submission))
+        except UserError:
+            raise
+        except Exception as error:  # it should not be; the others have their points all the same
+            reports.append(Report(lab, submission.name, (), trouble=f"{type(error).__name__}: {error}"))
+        atomic_write(csv_file, course_csv(reports))
+    for report in reports:
+        points = "      -" if report.trouble else f"{report.total:7.2f}"
+        out.print(f"{points} of {lab.points:g}   {escape(report.name)}", **LINE)
+    failed = [report for report in reports if report.trouble]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(reports)} could not be graded; {csv_file} says why: {failed[0].trouble}"
+        )
+
+
 def _lab_of(submissions: list[Path], number: int | None, labs: Path) -> Lab:
     if number is None:
-        found = {lab.number for lab in _solved(labs, None) for s in submissions if (s / f"{lab.name}.py").exists()}
+        found = {lab.number for lab in _solved(labs, None) for s in submissions if os.path.exists(s / f"{lab.name}.py")}
         if len(found) != 1:
             raise UserError("Which lab is it? Say it with --lab, for example --lab 3.")
         number = found.pop()

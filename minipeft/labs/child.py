@@ -15,6 +15,7 @@ import traceback
 from typing import Any
 
 from minipeft.labs.guard import close_parts, readable_places, set_limits, watch
+from minipeft.labs.native import BY_THEMSELVES, stand_in
 from minipeft.labs.run import load_module
 from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, to_line, unpack
 
@@ -110,6 +111,8 @@ def main() -> None:
         channel_out.flush()
 
     set_limits(setting["megabytes"], setting["seconds"])
+    for name in BY_THEMSELVES:
+        stand_in(name)
     for name in setting["loads"]:
         importlib.import_module(name)
     minipeft = sys.modules.get("minipeft") if "minipeft" not in setting["closed"] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,11 @@ from minipeft.labs.run import Outcome, Test, load_tests, run_test, title
 from minipeft.labs.sandbox import Session, SessionEnded, SubmissionError
 from minipeft.labs.spec import Lab, Task
 
-LARGEST = 1_000_000  # bytes of a submitted file
+LARGEST = 1_000_000  # bytes of a submitted module
 ANSWERS = "answers.md"
+LONGEST = 20_000  # bytes of it
+MISSING = " is missing"
+PRINTED = 4000  # characters that are kept of what a task prints
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Report:
         lab: the lab.
         name: whose submission it is.
         outcomes: of every test, task by task.
-        printed: the beginning of what it printed.
+        printed: the beginning of what it printed, but for what it printed during hidden tests, whose inputs it knows.
+        trouble: why it could not be graded, which is the grader's fault and not the submission's; "" when it was.
         seconds: what grading took; not part of the result.
     """
 
@@ -32,6 +37,7 @@ class Report:
     name: str
     outcomes: tuple[Outcome, ...]
     printed: str = ""
+    trouble: str = ""
     seconds: float = field(default=0.0, compare=False)
 
     def of(self, task: Task) -> list[Outcome]:
@@ -75,24 +81,43 @@ def grade(
     numbers = {task.number for task in lab.tasks}
     if {test.task for test, _ in tests} != numbers:  # type: ignore[attr-defined]
         raise UserError(f"The tests of lab {lab.number} are of other tasks than the {len(numbers)} in lab.toml.")
-    file = submission / f"{lab.name}.py"
+    sent = _sent(lab, submission)
     outcomes: list[Outcome] = []
-    printed = ""
-    trouble = _unfit(file)
-    written = "" if _unfit(submission / ANSWERS) else _text(submission / ANSWERS)
+    printed, trouble = "", sent.trouble
     for task in lab.tasks:
         if only in (None, task.number):
             if on_task is not None:
                 on_task(task)
             mine = [(test, is_hidden) for test, is_hidden in tests if test.task == task.number]  # type: ignore[attr-defined]
-            got, said, trouble = _run_task(lab, task, mine, file, written, trouble)
+            got, said, trouble = _run_task(lab, task, mine, sent, trouble)
             outcomes += got
             printed = printed or said
-    return Report(lab, submission.resolve().name, tuple(outcomes), printed, time.perf_counter() - began)
+    name = submission.resolve().name
+    return Report(lab, name, tuple(outcomes), printed, seconds=time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What was handed in: the module, the text of answers.md, and what is wrong with each; "" when nothing is."""
+
+    file: Path
+    answers: str
+    trouble: str
+    answers_trouble: str
+
+
+def _sent(lab: Lab, submission: Path) -> _Sent:
+    file, answers = submission / f"{lab.name}.py", submission / ANSWERS
+    text, trouble = "", _unfit(answers, LONGEST)
+    if not trouble:
+        text = answers.read_bytes().decode("utf-8", errors="replace")
+    if trouble.endswith(MISSING):  # the tests say which answer
+        trouble = ""
+    return _Sent(file, text, _unfit(file, LARGEST), trouble)
 
 
 def _run_task(
-    lab: Lab, task: Task, tests: list[tuple[Test, bool]], file: Path, answers: str, trouble: str
+    lab: Lab, task: Task, tests: list[tuple[Test, bool]], sent: _Sent, trouble: str
 ) -> tuple[list[Outcome], str, str]:
     """The outcomes of a task, what was printed, and why nothing can be run at all ("" when it can)."""
     outcomes: list[Outcome] = []
@@ -104,18 +129,23 @@ def _run_task(
             if not message and (session is None or session.ended):
                 try:
                     began = time.monotonic()
-                    session = Session(lab, file, deadline - began)
+                    session = Session(lab, sent.file, deadline - began)
                     deadline += session.started - began  # Python's own start is not the submission's time
+                    if not outcomes:
+                        printed = session.printed
+                    session.printed = ""
                 except (SubmissionError, SessionEnded) as error:
-                    session, message = None, f"{file.name} cannot be imported: {error}"
+                    session, message = None, f"{sent.file.name} cannot be imported: {error}"
                     if outcomes:
                         late = message  # there was little time left: the next task may fare better
                     else:
                         trouble = message
-            if not message:
+            if not message and sent.answers_trouble and "answers" in inspect.signature(test).parameters:
+                message = sent.answers_trouble
+            elif not message:
                 assert session is not None
-                message = run_test(test, session.root(0), session.root(1), answers)
-                printed += session.printed
+                message = run_test(test, session.root(0), session.root(1), sent.answers)
+                printed += "" if is_hidden else session.printed
                 session.printed = ""
                 if time.monotonic() >= deadline:
                     late = "not run: the tests before it took all the time of the task"
@@ -123,19 +153,19 @@ def _run_task(
     finally:
         if session is not None:
             session.close()
-    return outcomes, printed[:4000], trouble
+    return outcomes, printed[:PRINTED], trouble
 
 
-def _unfit(file: Path) -> str:
+def _unfit(file: Path, most: int) -> str:
     """Why a submitted file is not looked at; "" when it is fit."""
-    if file.is_symlink() or (file.exists() and not file.is_file()):
-        return f"{file.name} is not a plain file"
-    if not file.exists():
-        return f"{file.name} is missing"
-    if file.stat().st_size > LARGEST:
-        return f"{file.name} is larger than {LARGEST // 1000} kB"
+    try:
+        if file.is_symlink() or (file.exists() and not file.is_file()):
+            return f"{file.name} is not a plain file"
+        if not file.exists():
+            return file.name + MISSING
+        if file.stat().st_size > most:
+            return f"{file.name} is larger than {most // 1000} kB"
+        file.open("rb").close()
+    except OSError:
+        return f"{file.name} cannot be read"
     return ""
-
-
-def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8", errors="replace")

@@ -17,32 +17,22 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
+from minipeft.labs.native import BELOW, ORDINARY, Closed, ClosedError, take_away
+
 REFUSED = frozenset(  # audit events, or all those of a module
     [
         *("ctypes.", "socket.", "subprocess.", "pty.", "sqlite3.", "winreg.", "msvcrt.", "urllib.", "http.", "ftplib."),
-        *("smtplib.", "imaplib.", "poplib.", "webbrowser.", "resource.", "syslog.", "fcntl.", "sys.remote_exec"),
+        *("smtplib.", "imaplib.", "poplib.", "webbrowser.", "resource.", "syslog.", "fcntl.", "cpython.", "_winapi."),
         *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill"),
-        *(
-            "os.killpg",
-            "signal.pthread_kill",
-            "os.symlink",
-            "os.link",
-            "os.chmod",
-            "os.chown",
-            "os.lchmod",
-            "os.setxattr",
-        ),
+        *("os.killpg", "os.symlink", "os.link", "os.chmod", "os.chown", "os.lchmod", "os.setxattr", "os.removexattr"),
+        *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.utime", "os.chflags", "shutil.rmtree"),
+        *("signal.pthread_kill", "sys.remote_exec", "sys.settrace", "sys.setprofile"),
+        *("sys._current_frames", "sys._current_exceptions"),
+        "os.chdir",  # between the watch's look at a relative path and Python's, another thread could change where it leads
     ]
 )
-READS = frozenset(("os.listdir", "os.scandir", "os.walk", "os.fwalk", "glob.glob", "os.chdir"))
-WRITES = frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.utime", "shutil.rmtree"))
+READS = frozenset(("os.listdir", "os.scandir", "os.walk", "os.fwalk", "glob.glob"))
 HARMLESS = frozenset((os.devnull, "/dev/urandom", "/dev/random"))
-NONE = type(None)
-NATIVE = frozenset(("_ctypes", "ctypes", "_posixsubprocess", "_multiprocessing", "_winapi"))
-
-
-class ClosedError(ImportError):
-    """A part of minipeft that the lab asks for was used."""
 
 
 def set_limits(megabytes: int, seconds: float) -> None:
@@ -57,18 +47,6 @@ def set_limits(megabytes: int, seconds: float) -> None:
     for which, limit in limits:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(which, (limit, limit))
-
-
-class _Closed:
-    """Stands in the place of something that the lab asks for; any use of it says so."""
-
-    def __init__(self, message: str) -> None:
-        object.__setattr__(self, "message", message)
-
-    def _refuse(self, *inputs: Any, **options: Any) -> Any:
-        raise ClosedError(object.__getattribute__(self, "message"))
-
-    __call__ = __getattr__ = __setattr__ = __mro_entries__ = _refuse
 
 
 class _Finder(MetaPathFinder):
@@ -98,11 +76,11 @@ def close_parts(closed: tuple[str, ...], message: str) -> list[str]:
         else:
             owner, attribute = _owner(name)
             if isinstance(owner, type):
-                setattr(owner, attribute, _Closed(message.format(name)))
+                setattr(owner, attribute, Closed(message.format(name)))
             else:
-                _replace_everywhere(getattr(owner, attribute), _Closed(message.format(name)))
+                _replace_everywhere(getattr(owner, attribute), Closed(message.format(name)))
             files.append(str(sys.modules[owner.__module__ if isinstance(owner, type) else owner.__name__].__file__))
-    things = [(thing, _Closed(message.format(module))) for module in modules for thing in _contents(module)]
+    things = [(thing, Closed(message.format(module))) for module in modules for thing in _contents(module)]
     for name in list(sys.modules):
         if any(name == module or name.startswith(f"{module}.") for module in modules):
             parent = sys.modules.get(name.rpartition(".")[0])
@@ -155,6 +133,8 @@ def _replace_everywhere(thing: Any, other: Any) -> None:
 def readable_places() -> list[str]:
     """Folders and files of Python itself, and of the packages that are loaded by now."""
     roots = {sysconfig.get_path(which) for which in ("stdlib", "platstdlib")}
+    if os.name == "nt":
+        roots.add(os.path.join(sys.base_prefix, "DLLs"))
     for module in list(sys.modules.values()):
         origin = getattr(module, "__file__", None)
         packages, found, inside = (origin or "").rpartition(f"-packages{os.sep}")
@@ -167,82 +147,102 @@ def readable_places() -> list[str]:
 def watch(readable: list[str], refused: list[str]) -> None:
     """From now on: read only `readable` without `refused`, write nothing, no network, no processes.
 
-    The hook uses nothing that Python code can exchange: what it needs is bound now, and paths are compared as texts.
+    The hook uses nothing that Python code can exchange. What it needs is bound now, methods of texts as well; it looks
+    nothing up by name, runs no other Python code, and compares paths as texts, which must be plain: without "..", "." or
+    an empty step. What is closed is compared without upper and lower case, which some systems do not tell apart.
     """
-    allowed = tuple(place for root in readable for place in {root, os.path.realpath(root)})
-    closed = tuple(place for path in refused for place in {path, os.path.realpath(path)})
-    for path in closed[:]:  # the compiled copy of a module lies in __pycache__
+    exact = os.name != "nt"
+    given = [place + os.sep for root in readable for place in {root, os.path.realpath(root)}]
+    places = tuple(given if exact else map(str.casefold, given))
+    out = [place for path in refused for place in {path, os.path.realpath(path)}]
+    for path in out[:]:  # the compiled copy of a module lies in __pycache__
         if path.endswith(".py"):
             parent, name = os.path.split(path)
-            closed += (os.path.join(parent, "__pycache__", name.removesuffix(".py")) + ".",)
+            out.append(os.path.join(parent, "__pycache__", name.removesuffix(".py")) + ".")
+    short = not exact and not any("~" in place for place in places)  # PROGRA~1 is another name of a folder there
+    closed = tuple(map(str.casefold, out))
+    builtins = take_away()
 
     def hook(
         event: str,
         args: Any,
-        allowed: Any = allowed,
+        allowed: Any = places,
+        packages: Any = tuple(place for place in places if "-packages" in place),
         closed: Any = closed,
+        here: str = os.getcwd() + os.sep,
         sep: str = os.sep,
-        here: Any = os.getcwd,
+        exact: bool = exact,
+        tilde: str = "~" if short else "\0",
         look: Any = os.stat,
         refused: Any = REFUSED,
         reads: Any = READS,
-        writes: Any = WRITES,
-        native: Any = NATIVE,
+        null: Any = HARMLESS,
+        ordinary: Any = ORDINARY,
+        builtins: Any = builtins,
         kind: Any = type,
         text: Any = str,
         raw: Any = bytes,
         whole: Any = int,
-        none: Any = NONE,
         no: Any = PermissionError,
-        null: Any = HARMLESS,
+        unknown: Any = ImportError,
+        missing: Any = OSError,
+        begins: Any = str.startswith,
+        before: Any = str.partition,
+        last: Any = str.rpartition,
+        replace: Any = str.replace,
+        split: Any = str.split,
+        fold: Any = str.casefold,
+        decode: Any = bytes.decode,
+        below: str = BELOW,
         writing: int = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND,
+        own: Any = None,
     ) -> None:
-        if event in refused or event.partition(".")[0] + "." in refused:
+        if event in refused or before(event, ".")[0] + "." in refused or begins(event, "sys.monitoring."):
             raise no(f"{event} is not allowed while a lab is checked")
-        if event == "object.__setattr__" and args[1] in ("__code__", "__defaults__", "__kwdefaults__"):
-            raise no("the code of a function is not to be exchanged while a lab is checked")
+        if begins(event, "object.__") and args[0] is own:
+            raise no("the code of the watch is not to be exchanged")
         if event == "import":
-            name, place = args[0], args[1]
-            if kind(name) is not text or name.rpartition(".")[2] in native:
-                raise no("this import is not allowed while a lab is checked")
-            if place is None:
-                return
-            paths, write = (place,), False
+            name, path, write = args[0], args[1], False
+            if kind(name) is not text or name in builtins:
+                raise unknown(f"this import is not allowed while a lab is checked: {below}")
+            if path is None:
+                return  # Python code: its file is opened later
         elif event == "open":
-            paths, write = args[:1], kind(args[2]) is whole and bool(args[2] & writing)
+            path, write = args[0], kind(args[2]) is whole and args[2] & writing != 0
         elif event in reads:
-            paths, write = args[:1], False
-        elif event in writes:
-            paths, write = args[:2], True
+            path, write = args[0], False
         else:
             return
-        for path in paths:
-            if kind(path) is raw:
-                path = path.decode()
-            if kind(path) in (whole, none):
-                continue  # a file that is open already
-            if kind(path) is not text or ".." in path.split(sep):
-                raise no("a path must be a plain text without '..' while a lab is checked")
-            if path in null:
-                continue
-            whole_path = path if path.startswith(sep) or path[1:2] == ":" else here() + sep + path
-            if event == "open" and not write:  # a folder's number would let paths begin elsewhere
-                try:
-                    folder_opened = look(whole_path).st_mode & 0o170000 == 0o040000
-                except OSError:
-                    folder_opened = False
-                if folder_opened:
-                    raise no(f"{whole_path} is a folder")
-            found = False
-            for root in () if write else allowed:
-                under = whole_path == root or whole_path.startswith(root + sep)
-                found = found or (under and ("-packages" in root or "-packages" not in whole_path))
-            for root in closed:
-                found = found and not (whole_path.startswith(root))
+        if path is None or kind(path) is whole:
+            return  # the folder that is current, or a file that is open already
+        if kind(path) is raw:
+            path = decode(path)
+        if kind(path) is not text:
+            raise no("a path must be a plain text while a lab is checked")
+        if path in null:
+            return
+        if not begins(path, sep) and path[1:2] != ":":
+            path = here + path
+        steps = split(replace(path if exact else path[1:], "\\", "/"), "/")[1:]  # a share of Windows begins with two
+        if "" in steps or "." in steps or ".." in steps or tilde in path:
+            raise no(f"{path} is not allowed while a lab is checked: write a path without '..', '.' or '//' in it")
+        folded = fold(path if exact else replace(path, "/", sep))
+        place = (path if exact else folded) + sep
+        found = begins(place, packages) or (begins(place, allowed) and "-packages" not in path)
+        if event == "import" and found:  # an extension module
+            found = begins(place, packages) or (last(name, ".")[2] in ordinary and not begins(folded, fold(here)))
             if not found:
-                raise no(f"{whole_path} is not to be {'written' if write else 'read'} while a lab is checked")
+                raise unknown(f"{name} is closed while a lab is checked: {below}")
+        if event == "open" and found and not write:  # a folder's number would let paths begin elsewhere
+            try:
+                folder_opened = look(path)[0] & 0o170000 == 0o040000
+            except missing:
+                folder_opened = False
+            if folder_opened:
+                raise no(f"{path} is a folder")
+        if write or not found or begins(folded, closed):
+            what = "written" if write else "read"
+            raise no(f"{path} is not to be {what} while a lab is checked: {below}")
 
-    for module, name in (("_posixsubprocess", "fork_exec"), ("subprocess", "_fork_exec")):
-        if module in sys.modules and hasattr(sys.modules[module], name):
-            delattr(sys.modules[module], name)
+    hook.__defaults__ = (*(hook.__defaults__ or ())[:-1], hook)  # `own`
     sys.addaudithook(hook)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -67,7 +68,7 @@ def junit(report: Report) -> str:
 
 
 def course_csv(reports: list[Report]) -> str:
-    """A row for each submission: its name, the total, and the points of every task."""
+    """A row for each submission: its name, the total, and the points of every task; none where grading itself failed."""
     if not reports:
         return ""
     lab = reports[0].lab
@@ -77,14 +78,17 @@ def course_csv(reports: list[Report]) -> str:
     for report in reports:
         passed = sum(outcome.passed for outcome in report.outcomes)
         note = next((o.message for o in report.outcomes if o.message is not None), "") or ""
-        points = [f"{report.score(task):g}" for task in lab.tasks]
-        cells = [plain(report.name, 200), f"{report.total:g}", *points, passed, len(report.outcomes), plain(note, 200)]
+        points = [f"{points:g}" for points in (report.total, *(report.score(task) for task in lab.tasks))]
+        if report.trouble:
+            note, points = f"could not be graded: {report.trouble}", [""] * len(points)
+        cells = [plain(report.name, 200), *points, passed, len(report.outcomes), plain(note, 200)]
         writer.writerow([_not_a_formula(cell) for cell in cells])
     return text.getvalue()
 
 
 def _not_a_formula(cell: Any) -> Any:
-    """A text that a spreadsheet would compute, quoted."""
-    return (
-        f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") and not cell[1:2].isdigit() else cell
-    )
+    """A text that a spreadsheet would compute, quoted. A number with a sign is what it says."""
+    begins = cell.lstrip()[:1] if isinstance(cell, str) else ""
+    if begins and begins in "=+-@＝＋－＠" and not re.fullmatch(r"[+-]\d+(\.\d+)?", cell):
+        return f"'{cell}"
+    return cell

@@ -6,7 +6,6 @@ The tests hold `Remote` objects. What they do to them is done over there; the pl
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import queue
 import shutil
@@ -20,19 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from minipeft.errors import UserError
+from minipeft.labs.confine import confinement, environment
+from minipeft.labs.native import BELOW
 from minipeft.labs.spec import Lab
-from minipeft.labs.wire import MOST_BYTES, WireError, from_line, pack, plain, to_line, unpack
+from minipeft.labs.wire import FORM, MOST_BYTES, WireError, from_line, pack, plain, to_line, unpack
 
-CLOSED = "{} is what this lab asks you to write, so it is closed while the lab is checked"
-KEPT = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LD_LIBRARY_PATH",
-    "SYSTEMROOT",
-    "USERPROFILE",
-)  # of the environment: no tokens, no keys
-GRACE = 20.0  # seconds for Python, NumPy and what the lab loads
+CLOSED = "{} is what this lab asks you to write, so it is closed while the lab is checked: " + BELOW
+GRACE = 60.0  # seconds for Python, NumPy and what the lab loads, on a busy machine
 
 
 class SubmissionError(Exception):
@@ -107,8 +101,9 @@ class Session:
         seconds: the time that it has, from its first line on.
 
     Raises:
-        SubmissionError: the module cannot be imported.
+        SubmissionError: the module cannot be read or imported, or its answers are not of the agreed form.
         SessionEnded: the process ended while it was.
+        UserError: this machine cannot start the process, or not with what the lab loads.
     """
 
     def __init__(self, lab: Lab, file: Path, seconds: float) -> None:
@@ -116,30 +111,36 @@ class Session:
         command, user = confinement(lab.folder.parent.resolve())  # where the hidden tests of all labs lie
         self._folder = tempfile.TemporaryDirectory(prefix="minipeft-lab-")
         folder = Path(self._folder.name).resolve()
-        work = folder / "work"
+        work, scratch = folder / "work", folder / "scratch"
         copy = work / file.name
         try:
-            work.mkdir()
             folder.chmod(0o755)  # for the user that it runs as
-            shutil.copyfile(file, copy)
+            work.mkdir()
+            scratch.mkdir()
+            scratch.chmod(0o777)
+            _copy(file, copy, self.name)
+            if any(name.startswith("matplotlib") for name in lab.loads):
+                _give_fonts(scratch)
             self._process = subprocess.Popen(
                 [*command, sys.executable, "-P", "-m", "minipeft.labs.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env=_environment(),
+                env={**environment(), "MPLCONFIGDIR": str(scratch)},
                 start_new_session=os.name == "posix",
                 **user,
             )
-        except OSError:
+        except OSError as error:
+            self._folder.cleanup()
+            raise UserError(f"This machine cannot start the process of a submission: {error}.") from None
+        except BaseException:
             self._folder.cleanup()
             raise
         self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        self._watchdog = threading.Timer(GRACE + seconds, self._kill)  # also when it stops reading what it is asked
-        self._watchdog.start()
+        self._watchdog = self._kill_after(GRACE)
         setting = {
             "file": str(copy),
             "folder": str(work),
@@ -152,13 +153,32 @@ class Session:
         }
         self._deadline = time.monotonic() + GRACE
         try:
-            self._exchange(setting)
+            self._start(setting)
             self.started = time.monotonic()
             self._deadline = self.started + seconds
+            self._watchdog.cancel()
+            self._watchdog = self._kill_after(seconds + 1)  # also when it stops reading what it is asked
             self._exchange({"do": "load"})
-        except BaseException:
+        except (SubmissionError, SessionEnded, UserError, KeyboardInterrupt, SystemExit):
             self.close()
             raise
+        except Exception as error:  # whatever else it makes of the channel is its own doing
+            self.close()
+            raise SubmissionError([type(error).__name__], FORM, None, self.name) from None
+
+    def _start(self, setting: dict[str, Any]) -> None:
+        try:
+            self._exchange(setting)
+        except (SubmissionError, SessionEnded):  # nothing of the submission has run
+            raise UserError(
+                f"Python, minipeft and what {self.name} loads did not start within {GRACE:.0f} s: is something missing, "
+                "or is the machine too busy?"
+            ) from None
+
+    def _kill_after(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._kill)
+        timer.start()
+        return timer
 
     def root(self, number: int) -> Remote:
         """0: the submission's module; 1: minipeft in its process."""
@@ -176,7 +196,7 @@ class Session:
         """Keep a value over there, and give what stands for it."""
         held = self.ask(0, "hold", (thing,))
         if not isinstance(held, Remote):
-            raise WireError("an answer is not of the agreed form")
+            raise WireError(FORM)
         return held
 
     def value(self, thing: Remote) -> Any:
@@ -213,8 +233,10 @@ class Session:
                 line_number = answer["line"] if isinstance(answer.get("line"), int) else None
                 raise SubmissionError(kinds, plain(answer.get("message"), 500), line_number, self.name)
             return unpack(answer["ok"], self._remote)
-        except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except WireError as error:
             raise SubmissionError(["WireError"], str(error)[:500], None, self.name) from None
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError):
+            raise SubmissionError(["WireError"], FORM, None, self.name) from None
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -251,41 +273,20 @@ class Session:
             self._folder.cleanup()
 
 
-def _environment() -> dict[str, str]:
-    """What the process knows of ours: where Python's modules are, and one thread."""
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
-    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path and Path(path).exists())
-    python = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
-    return {**kept, **threads, **python}
+def _copy(file: Path, copy: Path, name: str) -> None:
+    """Copy a submission. Raises SubmissionError when it cannot be read."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        raise SubmissionError(["OSError"], f"{file.name} cannot be read", None, name) from None
+    copy.write_bytes(content)
 
 
-@functools.cache
-def confinement(hidden: Path) -> tuple[list[str], dict[str, Any]]:
-    """What the operating system offers: a command to start with, and arguments of Popen; the first that works.
+def _give_fonts(place: Path) -> None:
+    """matplotlib's list of fonts: making it anew in every process would take seconds."""
+    from matplotlib import font_manager, get_cachedir
 
-    1. Linux namespaces: no network at all, and an empty folder in the place of `hidden`.
-    2. As root: the user `nobody`, who cannot read what is closed to others.
-    3. Neither: the watch in the process (guard.py) is then the only one.
-    """
-    script = 'mount -t tmpfs none "$0" && exec unshare --user -- "$@"'
-    names = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c", script, str(hidden)]
-    check = [sys.executable, "-P", "-c", "import minipeft.labs.child"]
-    choices: list[tuple[list[str], dict[str, Any]]] = []
-    if sys.platform == "linux" and hidden.is_dir():
-        choices.append((names, {}))
-    if os.name == "posix" and os.geteuid() == 0:
-        choices.append(([], {"user": 65534, "group": 65534, "extra_groups": []}))
-    for command, user in choices:
-        with contextlib.suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
-            Path(folder).chmod(0o755)
-            options: dict[str, Any] = {
-                "cwd": folder,
-                "env": _environment(),
-                "capture_output": True,
-                "timeout": 60,
-                **user,
-            }
-            if not subprocess.run([*command, *check], check=False, stdin=subprocess.DEVNULL, **options).returncode:
-                return command, user
-    return [], {}
+    assert font_manager.fontManager.ttflist  # it is made, where there was none
+    with contextlib.suppress(OSError):
+        for path in Path(get_cachedir()).glob("fontlist-*.json"):
+            shutil.copyfile(path, place / path.name)

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 MOST_BYTES = 64_000_000  # of a line
+MOST_PARTS = 1_000_000  # of a value: numbers in lists, keys; an array is one
+MOST_KEYS = 10_000  # of a dict: keys can be chosen so that each one costs as much as all before it
+FORM = "an answer is not of the agreed form"
 DTYPES = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
 
 
@@ -50,13 +53,15 @@ def unpack(value: Any, find: Callable[[Any], Any]) -> Any:
     if not isinstance(value, dict):
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise WireError("an answer is not of the agreed form")
+        raise WireError(FORM)
     try:
         if "list" in value:
             return [unpack(item, find) for item in value["list"]]
         if "tuple" in value:
             return tuple(unpack(item, find) for item in value["tuple"])
         if "dict" in value:
+            if len(value["dict"]) > MOST_KEYS:
+                raise WireError(f"a dict has more than {MOST_KEYS:,} keys")
             return {unpack(key, find): unpack(item, find) for key, item in value["dict"]}
         if "array" in value:
             if value["dtype"] not in DTYPES:
@@ -64,8 +69,10 @@ def unpack(value: Any, find: Callable[[Any], Any]) -> Any:
             flat = np.frombuffer(base64.b64decode(value["array"]), dtype=value["dtype"])
             return flat.reshape([abs(int(n)) for n in value["shape"]]).copy()
         return find(value["held"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"an answer is not of the agreed form ({type(error).__name__})") from None
+    except WireError:
+        raise
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise WireError(f"{FORM} ({type(error).__name__})") from None
 
 
 def plain(text: Any, most: int) -> str:
@@ -74,19 +81,27 @@ def plain(text: Any, most: int) -> str:
 
 
 def to_line(message: dict[str, Any]) -> bytes:
-    """A message as a line. Raises WireError when it is too long."""
+    """A message as a line. Raises WireError when it is too long, or of too many parts."""
     line = json.dumps(message).encode() + b"\n"
     if len(line) > MOST_BYTES:
         raise WireError(f"a value takes {len(line) / 1e6:,.0f} MB; {MOST_BYTES / 1e6:.0f} MB is the most that is read")
+    _check_parts(line)
     return line
 
 
 def from_line(line: bytes) -> dict[str, Any]:
     """A line as a message. Raises WireError."""
+    _check_parts(line)
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
-        raise WireError("an answer is not of the agreed form") from None
+        raise WireError(FORM) from None
     if not isinstance(message, dict):
-        raise WireError("an answer is not of the agreed form")
+        raise WireError(FORM)
     return message
+
+
+def _check_parts(line: bytes) -> None:
+    """Refuse a line whose values would take many times its own memory."""
+    if sum(line.count(mark) for mark in (b",", b"[", b"{")) > 3 * MOST_PARTS:
+        raise WireError(f"a value has more than {MOST_PARTS:,} parts")

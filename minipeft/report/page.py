@@ -48,6 +48,7 @@ COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "activation_mb": ("Activations MB", 1, "What the forward pass keeps for the backward pass."),
     "gradient_mb": ("Gradients MB", 2, "One number for each trainable parameter."),
     "optimizer_mb": ("Optimizer MB", 2, "The optimizer's state; AdamW keeps two numbers for each trainable parameter."),
+    "cache_mb": ("Cache MB", 1, "Activations below the cut of top-K, computed once and kept for all epochs."),
     "peak_mb": ("Peak MB", 1, "The most memory in use at one time during training."),
     "saved_mb": ("Saved MB", 2, "Size on the disk of what has to be kept for this task beside the base model."),
 }
@@ -64,7 +65,10 @@ PLOTS: Mapping[str, str] = {
     "Row &quot;method&quot;: parameters that belong to no layer.",
 }
 ONE_KIND = ("accuracy", "perplexity", "bits_per_byte", "untrained")  # what only some kinds of tasks have
-OPTIONS = ("model", "task", "methods", "seeds", "train_size", "test_size", "epochs")  # the command's main options
+OPTIONS = (  # of the command, all that a result depends on
+    *("model", "task", "methods", "seeds", "train_size", "test_size", "epochs", "batch_size", "max_length", "lr"),
+    *("backend", "workers"),
+)
 
 
 def write_page(run_folder: str | os.PathLike[str]) -> Path:
@@ -218,11 +222,17 @@ def _command(config: Mapping[str, Any]) -> str:
     words = ["minipeft", "compare"]
     for name in OPTIONS:
         if config.get(name) is not None:
-            value = config[name]
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += ["--" + name.replace("_", "-"), text]
+            words += ["--" + name.replace("_", "-"), _option(config[name])]
     words += ["--tune"] * bool(config.get("tune"))
     return shlex.join(words)
+
+
+def _option(value: Any) -> str:
+    """A value of config.json as the command line writes it: there a learning rate is of a method, here of its family."""
+    if isinstance(value, dict):
+        families = {str(method).split(":")[0]: rate for method, rate in value.items()}
+        return ",".join(f"{family}={rate}" for family, rate in families.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _text(value: object) -> str:

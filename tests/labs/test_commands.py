@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import minipeft.labs.grade
 from minipeft.labs.grade import Report
 from minipeft.labs.reports import course_csv, gradescope, junit
 from minipeft.labs.run import Outcome
@@ -31,10 +32,23 @@ def run(run, monkeypatch):
 
 @pytest.fixture
 def submissions(lab, tmp_path):
-    """Three submissions: right, half right, and nothing."""
+    """Five submissions: right, half right, nothing, one that ends the program, one that forges an answer."""
     solved = lab.solution().read_text()
+    forged = """
+import gc, io
+for channel in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter)]:
+    channel.write(b'{"ok": {"held": {"id": Infinity, "kind": "f"}}}\\n')
+    channel.flush()
+"""
     folder = tmp_path / "submissions"
-    for name, text in {"ada": solved, "=bob": solved.replace("3.0 * x", "4.0 * x"), "cy": None}.items():
+    texts = {
+        "ada": solved,
+        "=bob": solved.replace("3.0 * x", "4.0 * x"),
+        "cy": None,
+        "dan": f"{solved}\nimport sys\nsys.exit()\n",
+        "eve": solved + forged,
+    }
+    for name, text in texts.items():
         (folder / name).mkdir(parents=True)
         if text is not None:
             (folder / name / "lab9.py").write_text(text)
@@ -142,9 +156,53 @@ def test_grade_a_folder_of_submissions(run, lab, submissions, tmp_path):
         ("'=bob", "60", "60", "0"),  # a spreadsheet would take =bob for a formula
         ("ada", "100", "60", "40"),
         ("cy", "0", "0", "0"),
+        ("dan", "0", "0", "0"),
+        ("eve", "0", "0", "0"),
     ]
     assert "lab9.py is missing" in rows[2]["note"]
-    assert out.count(" of 100 ") == 3
+    assert "your code ended the program with SystemExit" in rows[3]["note"]
+    assert "not of the agreed form" in rows[4]["note"]
+    assert out.count(" of 100 ") == 5
+
+
+def test_a_submission_that_the_grader_fails_on_loses_no_other(run, lab, submissions, tmp_path, monkeypatch):
+    """It should not be; if it is, the others have their points, and it is said whose are missing."""
+    grade = minipeft.labs.grade.grade
+
+    def fails(lab, submission, *options):
+        if submission.name == "ada":
+            raise RuntimeError("a fault of the grader")
+        return grade(lab, submission, *options)
+
+    monkeypatch.setattr("minipeft.labs.grade.grade", fails)
+    status, _, err = run("grade", submissions, "--labs", lab.folder.parent, "--csv", "grades.csv")
+    assert status == 1
+    assert "1 of 5 could not be graded" in err
+    assert err.count("\n") == 1
+    rows = list(csv.DictReader((tmp_path / "grades.csv").read_text().splitlines()))
+    assert [(row["submission"], row["total"]) for row in rows] == [
+        ("'=bob", "60"),
+        ("ada", ""),
+        ("cy", "0"),
+        ("dan", "0"),
+        ("eve", "0"),
+    ]
+    assert "could not be graded: RuntimeError: a fault of the grader" in rows[1]["note"]
+
+
+def test_what_is_graded_is_kept_when_grading_stops(run, lab, submissions, tmp_path, monkeypatch):
+    grade = minipeft.labs.grade.grade
+
+    def stops(lab, submission, *options):
+        if submission.name == "cy":
+            raise KeyboardInterrupt
+        return grade(lab, submission, *options)
+
+    monkeypatch.setattr("minipeft.labs.grade.grade", stops)
+    run("grade", submissions, "--labs", lab.folder.parent, "--csv", "grades.csv")
+    rows = list(csv.DictReader((tmp_path / "grades.csv").read_text().splitlines()))
+    assert [(row["submission"], row["total"]) for row in rows] == [("'=bob", "60"), ("ada", "100")]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_changed_point_value_is_everywhere(run, lab, submissions, tmp_path):
@@ -179,6 +237,20 @@ def test_reports_hold_whatever_a_submission_says(lab):
     assert len(ET.fromstring(junit(report).encode("utf-8"))) == 2
     (row,) = csv.DictReader(course_csv([report]).splitlines())
     assert row["total"] == "30"
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "=A1", "+cmd|' /C calc'!A0", "-2+3", "-1+cmd|' /C calc'!A0", "@SUM(1)", " =1", "\t=1"]
+)
+def test_a_name_that_a_spreadsheet_would_compute_is_quoted(lab, name):
+    (row,) = csv.DictReader(course_csv([Report(lab, name, (outcome(None),))]).splitlines())
+    assert row["submission"] == f"'{name}"
+
+
+@pytest.mark.parametrize("name", ["ada", "-1", "+49", "-1.5", "12"])
+def test_other_names_are_as_they_are(lab, name):
+    (row,) = csv.DictReader(course_csv([Report(lab, name, (outcome(None),))]).splitlines())
+    assert row["submission"] == name
 
 
 def test_the_gradescope_zip(run, lab, submissions, tmp_path):

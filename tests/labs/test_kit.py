@@ -133,6 +133,8 @@ def test_other_things_stay_where_they_are():
         {"dict": [[1]]},
         {"dict": [[{"list": []}, 1]]},
         {"tuple": 5},
+        {"array": "AAAA", "dtype": "float64", "shape": [float("inf")]},
+        {"dict": [[i, i] for i in range(10_001)]},
         {},
         [1],
     ],
@@ -142,7 +144,14 @@ def test_what_is_not_of_the_form_is_refused(value):
         unpack(value, None)
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"5"])
+def test_a_held_thing_of_an_infinite_number_is_refused():
+    with pytest.raises(WireError):
+        unpack({"held": {"id": float("inf")}}, lambda held: int(held["id"]))
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"5", b'{"a": [' + b"[]," * 2_000_000 + b"0]}"]
+)
 def test_lines_that_are_no_message_are_refused(line):
     with pytest.raises(WireError):
         from_line(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import time
 import tomllib
 import types
 import warnings
@@ -77,6 +78,26 @@ def test_the_starter_fails_each_task_with_its_own_message(number):
     for task, message in got:
         assert message is not None
         assert message.startswith(f"Lab {number}, task {task}: "), message
+
+
+@pytest.mark.parametrize("text", ["<!-- " * 20_000, "<!---->" * 20_000, "<!--" + "->" * 20_000])
+def test_comments_are_cut_from_long_answers_in_no_time(text):
+    """It takes a time that grows with their number, not with its square."""
+    _, answers = solved(6)
+    began = time.process_time()
+    got = messages(6, solved(6)[0], answers.replace("## 2.", f"{text}\n## 2."), 5)
+    assert time.process_time() - began < 2
+    assert [message is None for _, message in got] == [True, True, True]
+
+
+def test_what_is_in_comments_is_no_answer():
+    _, answers = solved(6)
+    first, rest = answers.split("<!-- BEGIN SOLUTION -->", 1)
+    for changed in (first + "<!-- " + rest, first + "<!-- <!-- " + rest):
+        got = messages(6, solved(6)[0], changed.replace("<!-- END SOLUTION -->", "-->", 1), 5)
+        assert got[0][1] is not None
+        assert "[0 words]" in got[0][1]
+        assert [message is None for _, message in got[1:]] == [True, True]
 
 
 PLANTED = [(n, wrong) for n in LABS for wrong in wrong_answers(n)]

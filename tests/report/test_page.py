@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
+import shlex
 from html.parser import HTMLParser
 
 import pytest
 
+from minipeft.cli import main
 from minipeft.errors import UserError
 from minipeft.report.page import COLUMNS, IMAGES, PLOTS, write_page
 from minipeft.report.plots import FIGURES
@@ -20,7 +23,13 @@ CONFIG = {
     "train_size": 1000,
     "test_size": 500,
     "epochs": 3,
+    "batch_size": 16,
+    "max_length": 48,
     "backend": "numpy",
+    "workers": 2,
+    "data": "1f2e3d",
+    "tune": None,
+    "lr": {"full": 6e-05, "lora:1": 0.002, "lora:8": 0.002},
 }
 STUB = "<svg xmlns='http://www.w3.org/2000/svg'/>"
 EMPTY = {"meta", "img", "link", "br", "hr", "input"}
@@ -128,10 +137,46 @@ def test_the_page_needs_nothing_else(run_folder):
 def test_the_command_can_be_copied(run_folder):
     page = Outline(write_page(run_folder).read_text(encoding="utf-8"))
     assert (
-        "minipeft compare --model minilm --task sarcasm --methods full,lora:1,lora:8 "
-        "--seeds 3 --train-size 1000 --test-size 500 --epochs 3"
+        "minipeft compare --model minilm --task sarcasm --methods full,lora:1,lora:8 --seeds 3 --train-size 1000 "
+        "--test-size 500 --epochs 3 --batch-size 16 --max-length 48 --lr full=6e-05,lora=0.002 --backend numpy --workers 2"
     ) in page.words
-    assert "backend" in page.words
+
+
+class Asked(Exception):
+    """What `minipeft compare` would run."""
+
+
+def settings_of(config: dict) -> dict:
+    """Of a config.json, what a run depends on, as a run with these settings writes it."""
+    return {name: value for name, value in config.items() if name not in ("data", "tune")} | {
+        "tune": bool(config["tune"])
+    }
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_command_asks_for_the_same_run(run_folder, monkeypatch, tuned):
+    """The real command line, given what the page says, ends up with the settings that config.json holds."""
+    config = {**CONFIG, "model": "my models/bert"}
+    if tuned:
+        config["tune"] = {"rates": [1e-3], "validation_size": 10}
+        del config["lr"]
+    (run_folder / "config.json").write_text(json.dumps(config))
+    page = Outline(write_page(run_folder).read_text(encoding="utf-8"))
+    (command,) = (line for line in page.words.splitlines() if line.startswith("minipeft compare "))
+
+    def run(settings, specs, seeds, out, listener=None, tuned=False):
+        asked = {
+            **dataclasses.asdict(settings),
+            "methods": [spec.name for spec in specs],
+            "seeds": seeds,
+            "tune": tuned,
+        }
+        raise Asked(asked if tuned else {**asked, "lr": {spec.name: spec.lr for spec in specs}})
+
+    monkeypatch.setattr("minipeft.experiments.compare.compare", run)
+    with pytest.raises(Asked) as asked:
+        main(shlex.split(command)[1:])
+    assert asked.value.args[0] == settings_of(config)
 
 
 def test_what_comes_from_files_is_escaped(write_results, tmp_path):
