@@ -220,7 +220,13 @@ def _bars(axes: Axes, cells: Sequence[Summary], parts: Mapping[str, str], unit: 
         patches = [
             Patch(color=tint(INK, strength), label=part) for strength, part in zip(strengths, parts, strict=True)
         ]
-        axes.legend(handles=patches, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, handlelength=1.2)
+        axes.legend(
+            handles=patches,
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 1.0),
+            ncols=2 if len(parts) > 3 else 3,
+            handlelength=1.2,
+        )
 
 
 def mean_curve(cell: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
