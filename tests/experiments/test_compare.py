@@ -34,6 +34,7 @@ def read(path):
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_row_for_every_method_and_seed_and_none_is_run_twice(world, tmp_path):
     specs = parse_methods(METHODS)
     rows = read(compare(settings(world, epochs=1), specs, 2, tmp_path / "run"))
@@ -89,6 +90,7 @@ compare(Settings(model, task, 200, 60, 3, 8, 16), parse_methods(methods), 1, Pat
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_and_started_again_it_ends_with_the_same_results(world, tmp_path):
     def start(out, kill_after):
         arguments = [*world, METHODS, tmp_path / out, str(kill_after)]
