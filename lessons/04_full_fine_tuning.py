@@ -120,8 +120,7 @@ for (name, curve), (colour, look) in zip(
 ):
     width = max(1, len(curve) // 12)
     axes.plot(np.convolve(curve, np.ones(width) / width, mode="valid"), look, color=colour, label=name)
-axes.axhline(np.log(2), color="#999999", linewidth=0.8)
-axes.annotate("a coin's loss, ln 2", (0, np.log(2)), xytext=(2, 4), textcoords="offset points", color="#666666")
+axes.axhline(np.log(2), color="#999999", linewidth=0.8, label="a coin, ln 2")
 axes.set(xlabel="Step", ylabel="Training loss, smoothed", title="The recipe, a rate too high, and no pre-training")
 axes.legend()
 lesson.save(figure, "three_runs")

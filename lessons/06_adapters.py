@@ -122,8 +122,7 @@ print(f"all adapters: {whole:.1f} %; without one block's: {', '.join(f'{a:.1f}' 
 print(f"without those of blocks up to it: {', '.join(f'{a:.1f}' for a in lowest)}")
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-axes.axhline(whole, color="#333333", linewidth=1, linestyle="--")
-axes.annotate("all adapters", (0, whole), xytext=(0, 4), textcoords="offset points", color="#666666")
+axes.axhline(whole, color="#333333", linewidth=1, linestyle="--", label="with all adapters")
 axes.plot(which, single, "s", color="#D55E00", markersize=8, label="without those of this block")
 axes.plot(which, lowest, "o-", color="#0072B2", label="without those of this block and all below")
 axes.set(xlabel="Block", ylabel="Test accuracy (%)", title="Leaving adapters out")
