@@ -47,12 +47,11 @@ methods = parse_methods(
     lesson.pick("head,full,topk:1,topk:2,adapter:16,lora:1,lora:8,intrinsic:300", "head,topk:1,lora:2")
 )
 settings = Settings(
-    train_size=lesson.pick(384, 32),
+    train_size=lesson.pick(512, 32),
     test_size=lesson.pick(240, 32),
     epochs=lesson.pick(3, 1),
     batch_size=lesson.pick(32, 8),
     max_length=lesson.pick(64, 32),
-    workers=1,
 )
 run = lesson.out / lesson.pick("run", "run-fast")
 cells = summarise(read_results(compare(settings, methods, seeds=1, out=run)))
