@@ -84,6 +84,12 @@ def build(settings: Settings, problem: Problem, spec: MethodSpec, seed: int) -> 
     return peft
 
 
+def identity_of_one(settings: Settings, problem: Problem, spec: MethodSpec, seed: int) -> dict[str, Any]:
+    """What must be the same for a run of one method to go on: the settings, the data, the method, its rate and the seed."""
+    own = {"data": problem.digest, "method": spec.name, "lr": spec.lr, "seed": seed}
+    return {**dataclasses.asdict(settings), **own}
+
+
 def training_config(settings: Settings, spec: MethodSpec) -> TrainingConfig:
     """How a cell is trained."""
     return TrainingConfig(lr=spec.lr, epochs=settings.epochs, batch_size=settings.batch_size, workers=settings.workers)

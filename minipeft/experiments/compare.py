@@ -53,15 +53,15 @@ def compare(
     search = {"rates": list(GRID), "validation_size": validation_rows(settings, problem)} if tuned else None
     request = {"methods": [spec.name for spec in specs], "seeds": seeds}
     rates = {} if tuned else {"lr": {spec.name: spec.lr for spec in specs}}
-    build(settings, problem, specs[0], seed=0)  # a wrong model or length fails before the folder is made
     identity = {**dataclasses.asdict(settings), "data": problem.digest, "tune": search}
     folder = RunFolder(out, identity, {**request, **rates})
     finished = {(row["method"], row["setting"], row["seed"]): row for row in folder.rows()}
     cells = {(spec.family, spec.setting, seed): spec for seed in range(seeds) for spec in specs}
     order = list(cells)
     missing = [spec for spec in specs if any((spec.family, spec.setting, s) not in finished for s in range(seeds))]
-    for spec in missing:  # a wrong K or target fails now, not after an hour
+    for spec in missing:  # a wrong model, length, K or target fails now, not after an hour, and leaves no folder
         build(settings, problem, spec, seed=0)
+    folder.begin()
     data = _data(settings, problem) if missing else None
     if tuned:
         specs = tune(settings, problem, specs, out, listener)

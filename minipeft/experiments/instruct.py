@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from minipeft.backend import set_backend
 from minipeft.data.chat import encode_instructions
 from minipeft.data.instruct import Instruction
-from minipeft.experiments.cell import Settings, build, check_sizes, curve, rounded, training_config
+from minipeft.experiments.cell import Settings, build, check_sizes, curve, identity_of_one, rounded, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import is_match, load_problem, tokenizer_of, write_answers
 from minipeft.experiments.results import RunFolder
@@ -44,20 +44,14 @@ def tune(settings: Settings, spec: MethodSpec, seed: int, out: Path, told: Told 
     problem = load_problem(settings.task)
     check_sizes(settings, problem)
     tell = told or (lambda what, done, total: None)
-    identity = {
-        **dataclasses.asdict(settings),
-        "data": problem.digest,
-        "method": spec.name,
-        "lr": spec.lr,
-        "seed": seed,
-    }
+    identity = identity_of_one(settings, problem, spec, seed)
     results, checkpoint, kept = out / "results.json", out / "checkpoint.safetensors", out / "before.json"
     if results.exists():
         RunFolder(out, identity, {})
         return dict(json.loads(results.read_text(encoding="utf-8")))
     model = build(settings, problem, spec, seed)  # what is wrong fails before the folder is made
     train, test = problem.encode(settings)
-    RunFolder(out, identity, {})
+    RunFolder(out, identity, {}).begin()
     if not kept.exists():
         atomic_write(kept, json.dumps(examine(model, test, settings.workers, lambda n: tell("before", n, len(test)))))
     before = json.loads(kept.read_text(encoding="utf-8"))

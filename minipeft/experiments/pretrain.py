@@ -114,7 +114,7 @@ def pretrain(settings: PretrainSettings, out: Path, listener: Listener | None = 
     begun = (kept / "tokenizer.json").exists()
     tokenizer = Tokenizer.from_folder(kept) if begun else _learn_tokenizer(corpus, settings.vocab_size)
     train = PackedTokens(encode_documents(tokenizer, corpus.train), settings.context)  # too little text fails here
-    RunFolder(out, identity, {})
+    RunFolder(out, identity, {}).begin()
     if not begun:
         tokenizer.save_pretrained(kept)
     held_out = windows(encode_documents(tokenizer, corpus.held_out), settings.context)

@@ -126,12 +126,16 @@ def prompt_vs_finetune(settings: Settings, seeds: int, out: Path, listener: List
         raise UserError(f"--seeds {seeds}: a run needs 1 seed or more; a test of significance 2 or more.")
     set_backend(settings.backend)
     data = load_two_domains(settings.validation_size, settings.test_size)
-    # Loaded once, and copied to be tuned. What cannot be loaded fails before the folder is made.
-    bases = {name: load_model(name, task="causal-lm", dropout=0.0) for name in settings.models if name not in SHAPES}
     identity = {name: value for name, value in dataclasses.asdict(settings).items() if name != "models"}
     folder = RunFolder(out, identity, {"models": list(settings.models), "seeds": seeds}, COLUMNS, COLUMNS[:3])
     cells = [(model, how, seed) for seed in range(seeds) for model in settings.models for how in APPROACHES]
     done = {(row["model"], row["approach"], row["seed"]) for row in folder.rows()}
+    needed = dict.fromkeys(
+        model for model, how, seed in cells if (model, how, seed) not in done and model not in SHAPES
+    )
+    # Loaded once, and copied to be tuned. What cannot be loaded fails before the folder is made.
+    bases = {name: load_model(name, task="causal-lm", dropout=0.0) for name in needed}
+    folder.begin()
     for cell in cells:
         if cell in done:
             continue

@@ -48,8 +48,10 @@ COLUMNS = (
 class RunFolder:
     """A folder that a run writes, and a rerun goes on with.
 
+    To make one only looks, so that whatever else may be wrong can be found before `begin` makes the folder.
+
     Args:
-        path: the folder; it is made when it is missing.
+        path: the folder.
         identity: what must be the same for results to stand side by side (JSON-able).
         request: what may differ between runs that share the folder, e.g. the list of methods.
         columns: of results.csv.
@@ -82,7 +84,12 @@ class RunFolder:
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not a run folder; choose another one with --out.")
-        atomic_write(config, json.dumps({**identity, **request}, indent=2) + "\n")
+        self._config = {**identity, **request}
+
+    def begin(self) -> RunFolder:
+        """Make the folder if it is missing, and write what was asked; returns itself."""
+        atomic_write(self.path / "config.json", json.dumps(self._config, indent=2) + "\n")
+        return self
 
     def rows(self) -> list[dict[str, Any]]:
         """The finished cells. A last line that a kill cut short is not one: its cell runs again."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from minipeft.backend import random, set_backend
 from minipeft.errors import UserError
-from minipeft.experiments.cell import Settings, build, check_sizes, training_config
+from minipeft.experiments.cell import Settings, build, check_sizes, identity_of_one, training_config
 from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import Measured, base_model, load_problem, tokenizer_of
 from minipeft.experiments.results import RunFolder
@@ -34,14 +34,7 @@ def train_one(
     check_sizes(settings, problem)
     finished = (out / ADAPTER / "adapter_config.json").exists()
     model = None if finished else build(settings, problem, spec, seed)  # a wrong method fails before the folder is made
-    identity = {
-        **dataclasses.asdict(settings),
-        "data": problem.digest,
-        "method": spec.name,
-        "lr": spec.lr,
-        "seed": seed,
-    }
-    RunFolder(out, identity, {})
+    RunFolder(out, identity_of_one(settings, problem, spec, seed), {}).begin()
     train_rows, test_rows = problem.encode(settings)
     checkpoint = out / "checkpoint.safetensors"
     if model is None:

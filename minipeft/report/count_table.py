@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from minipeft.cost.count import Count
 from minipeft.cost.papers import Row
 from minipeft.errors import UserError
+from minipeft.report.live import narrow_table
 
 PARAMETERS, MEMORY = ("head", "method", "%"), ("AdamW\nMB", "saved\nMB")
 FIGURES = (*PARAMETERS, *MEMORY, "forw.\nGFLOP", "backw.\nGFLOP", "activ.\nMB")
@@ -23,15 +23,7 @@ def count_table(counts: Mapping[str, Count | UserError], title: str) -> Table:
     """
     reasons = [f"{name}: {count}" for name, count in counts.items() if isinstance(count, UserError)]
     reasons += dict.fromkeys(count.note for count in counts.values() if isinstance(count, Count) and count.note)
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = narrow_table(title)
     table.caption = Text("\n".join(reasons)) if reasons else None
     table.add_column("method", no_wrap=True)
     for name in FIGURES:

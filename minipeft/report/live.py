@@ -120,6 +120,19 @@ def score_of(row: Mapping[str, Any]) -> str:
     return f"{row['bits_per_byte']:.3f} bits/byte" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
 
 
+def narrow_table(title: str | None) -> Table:
+    """A table without frames, a blank between its columns: many of them fit into 80 characters."""
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
+
+
 def _megabytes(size: float) -> str:
     return f"{size:,.0f}" if size >= 100 else f"{size:.1f}"
 
@@ -128,7 +141,7 @@ def results_table(cells: Sequence[Summary]) -> Table:
     """The results, a row for each method and setting, averaged over seeds; at most 80 characters wide."""
     seeds = max(cell.n for cell in cells)
     title = f"mean over {seeds} seeds ± standard deviation" if seeds > 1 else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table = narrow_table(title)
     of_text = any(cell.of_text for cell in cells)
     table.add_column("method", no_wrap=True)
     score = ("perpl.", "bits/\nbyte") if of_text else ("accuracy %",)

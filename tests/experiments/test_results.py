@@ -27,7 +27,7 @@ def test_the_columns_are_those_that_the_report_reads():
 
 
 def test_rows_come_back_and_stand_in_the_order_asked_for(tmp_path):
-    folder = RunFolder(tmp_path / "run", {"task": "a"}, {"methods": ["full", "lora:8"]})
+    folder = RunFolder(tmp_path / "run", {"task": "a"}, {"methods": ["full", "lora:8"]}).begin()
     folder.add(row("lora"), [1, 0], [1, 1])
     folder.add(row("full"), [1, 0], [1, 1])
     assert folder.rows() == [row("lora"), row("full")]
@@ -38,7 +38,7 @@ def test_rows_come_back_and_stand_in_the_order_asked_for(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 20, -1])
 def test_a_line_that_a_kill_cut_short_is_not_a_row_and_spoils_no_later_one(tmp_path, cut):
-    folder = RunFolder(tmp_path, {}, {})
+    folder = RunFolder(tmp_path, {}, {}).begin()
     folder.add(row(seed=0), [1, 0], [1, 1])
     folder.add(row(seed=1), [1, 0], [1, 1])
     whole = folder.log.read_bytes()
@@ -50,7 +50,7 @@ def test_a_line_that_a_kill_cut_short_is_not_a_row_and_spoils_no_later_one(tmp_p
 
 
 def test_another_identity_is_refused_and_nothing_is_changed(tmp_path):
-    RunFolder(tmp_path, {"task": "a", "epochs": 3}, {}).add(row(), [1, 0], [1, 1])
+    RunFolder(tmp_path, {"task": "a", "epochs": 3}, {}).begin().add(row(), [1, 0], [1, 1])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="task=a; you ask for task=b") as error:
         RunFolder(tmp_path, {"task": "b", "epochs": 3}, {})
@@ -59,8 +59,8 @@ def test_another_identity_is_refused_and_nothing_is_changed(tmp_path):
 
 
 def test_what_may_differ_may_differ(tmp_path):
-    RunFolder(tmp_path, {"task": "a"}, {"seeds": 1}).add(row(), [1, 0], [1, 1])
-    again = RunFolder(tmp_path, {"task": "a"}, {"seeds": 3})
+    RunFolder(tmp_path, {"task": "a"}, {"seeds": 1}).begin().add(row(), [1, 0], [1, 1])
+    again = RunFolder(tmp_path, {"task": "a"}, {"seeds": 3}).begin()
     assert len(again.rows()) == 1
     assert json.loads((tmp_path / "config.json").read_text())["seeds"] == 3
 
@@ -80,7 +80,7 @@ def test_a_damaged_config_is_refused(tmp_path, text):
 
 
 def test_a_row_of_another_version_is_an_error(tmp_path):
-    folder = RunFolder(tmp_path, {}, {})
+    folder = RunFolder(tmp_path, {}, {}).begin()
     folder.log.write_text('{"method": "lora"}\n')
     with pytest.raises(UserError, match="line 1"):
         folder.rows()

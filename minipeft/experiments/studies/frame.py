@@ -204,7 +204,7 @@ def run_study(study: Study, plan: Plan, out: Path, listener: Callable[[StudyProg
     free = {name: settings.pop(name) for name in FREE}
     data = {"data": lab.problem.digest, "text": lab.corpus and lab.corpus.digest}
     identity = json.loads(json.dumps({"study": study.name, **settings, **plan.choices, **data}))  # as it is read again
-    RunFolder(out, identity, {"seeds": plan.seeds, "validation_size": lab.validation_size, **free})
+    RunFolder(out, identity, {"seeds": plan.seeds, "validation_size": lab.validation_size, **free}).begin()
     found = {row["cell"]: row for row in read_lines(out / CELLS)}
     jobs = study.jobs(lab)
     done, row = 0, None
