@@ -290,7 +290,7 @@ SMALL = {
     "data-size": {"sizes": [16, 32], "steps": 2, "methods": ["full", "lora:2"], "factors": [1, 3]},
     "d90": SEARCHED,
     "growth": {**SEARCHED, **MADE_HERE, "sizes": ["micro", "mini"], "keep": 2},
-    "forgetting": {**MADE_HERE, "methods": ["full", "lora:2"], "tokens": 400, "rates": [1e-3]},
+    "forgetting": {**MADE_HERE, "methods": ["full", "lora:2"], "tokens": 400, "rates": [1e-3, 1e-2]},
 }
 
 
@@ -377,12 +377,14 @@ def test_forgetting_measures_what_a_method_switched_off_makes_of_the_old_text(se
     rows = {row["cell"]: row for row in read_lines(tmp_path / "run" / "cells.jsonl")}
     before = rows["before"]["loss"]
     assert rows["before"]["tokens"] == 400 // 15 * 15  # in windows of the context less one
-    assert "loss_off" not in rows["full, seed 0"]
+    assert "loss_off" not in rows["full at 0.001, seed 0"]
     for method in methods[1:]:
-        assert rows[f"{method}, seed 0"]["loss_off"] == before
-        assert rows[f"{method}, seed 0"]["loss"] != before
+        assert rows[f"{method} at 0.001, seed 0"]["loss_off"] == before
+        assert rows[f"{method} at 0.001, seed 0"]["loss"] != before
+        own = {row["lr"] for row in rows.values() if row.get("own_rate") and row["cell"].startswith(f"{method} at")}
+        assert len(own) == 1
     text = write_study(tmp_path / "run").read_text()
-    assert "the loss is the one from before to all six decimals, in 6 cells" in text
+    assert "the loss is the one from before to all six decimals, in 12 cells" in text
     assert "no head for masked words" in text
 
 
@@ -402,7 +404,7 @@ def test_forgetting_on_a_small_decoder(corpus, asset, tmp_path):
         },
     )
     run_study(STUDIES["forgetting"], plan, tmp_path / "run")
-    rows = {row["cell"].split(",")[0]: row for row in read_lines(tmp_path / "run" / "cells.jsonl")}
+    rows = {row["cell"].split(",")[0].split(" at")[0]: row for row in read_lines(tmp_path / "run" / "cells.jsonl")}
     assert rows["head"]["loss"] == rows["before"]["loss"]  # nothing of the body was trained
     assert abs(rows["full"]["loss"] - rows["before"]["loss"]) > 1e-4
     if corpus == OWN:

@@ -186,9 +186,11 @@ def test_top_k_counts_the_cache_and_says_what_a_step_is():
 
 def test_forgetting_says_what_was_found_with_the_method_off_and_who_is_near():
     config = {"corpus": "shakespeare", "model": "m"}
-    cell = lambda m, s, a, loss, **more: row(m, "8", s, a, loss=loss, lr=1.0, trainable_params=9, **more)
+    cell = lambda m, s, a, loss, lr=1.0, **more: row(
+        m, "8", s, a, loss=loss, lr=lr, own_rate=lr == 1.0, trainable_params=9, **more
+    )
     rows = [{"cell": "before", "loss": 2.0, "tokens": 100}]
-    rows += [row("full", "", s, 0.70, loss=3.0 + 0.01 * s, lr=1.0, trainable_params=9) for s in range(3)]
+    rows += [cell("full", s, 0.70, 3.0 + 0.01 * s) | {"setting": ""} for s in range(3)]
     rows += [cell("lora", s, 0.80, 2.5 + 0.01 * s, loss_off=2.0) for s in range(3)]
     rows += [cell("topk", s, None, None) for s in range(3)]
     said = " ".join(forgetting(rows, config).sentences)
@@ -196,10 +198,21 @@ def test_forgetting_says_what_was_found_with_the_method_off_and_who_is_near():
     assert "LoRA r=8 is +10.0 ± 0.0 points from full fine-tuning" in said
     assert "with the method switched off" in said.lower()
     assert "the one from before to all six decimals, in 3 cells" in said
+    assert "at the same learning rate" not in said
     rows[-4]["loss_off"] = 2.25
     assert "is 0.250000 from before at most" in " ".join(forgetting(rows, config).sentences)
     assert "MiniLM has no part" in forgetting(rows, config).notes[0]
     assert forgetting(rows[:1], config).sentences
+    rows += [cell("full", s, 0.90, 9.0, lr=3.0) | {"setting": ""} for s in range(3)]
+    rows += [cell("lora", s, 0.90, 2.125, lr=3.0) for s in range(3)]
+    rows += [cell("topk", s, 0.60, 2.0, lr=3.0) for s in range(3)]  # that diverged at its own rate
+    result = forgetting(rows, config)
+    assert said.split("With")[0] in " ".join(result.sentences)  # another rate changes nothing of what is said of the own
+    assert "at 1 from +0.510 ± 0.010 (LoRA r=8) to +1.010 ± 0.010 (Full fine-tuning); at 3 from +0.125" in " ".join(
+        result.sentences
+    )
+    assert "| LoRA r=8 | 80.0 / +0.510 | 90.0 / +0.125 |" in result.tables[1]
+    assert "| Top-K layers K=8 | diverged | 60.0 / +0.000 |" in result.tables[1]
 
 
 def test_data_size_says_how_long_each_size_was_trained():

@@ -3,6 +3,9 @@
 The classifier's body, as fine-tuned, is given the model's own language head again and reads the text; once more with the
 method switched off, where it can be (LoRA, adapters, the subspace).
 
+How much is forgotten is a matter of the learning rate as much as of the method, so every method is run at every rate. Its
+own is the best of them, found on validation rows.
+
 The text is the held-out part of a corpus, on which a small model is pre-trained first. For another model it is what the
 model writes itself, at temperature 1, which it knows as it knows its pre-training text: the loss that is added is then the
 divergence KL(before ‖ after) a token. Or the held-out part of a corpus that it was pre-trained on (`minipeft pretrain`).
@@ -18,6 +21,7 @@ from minipeft.data.corpus import encode_documents
 from minipeft.data.token_rows import TokenRows, windows
 from minipeft.errors import UserError
 from minipeft.experiments.cell import OnStep, Settings
+from minipeft.experiments.methods import parse_method
 from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.bases import shape_of
 from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
@@ -40,12 +44,16 @@ def jobs(lab: Lab) -> Jobs:
         return {"loss": round(loss_on(lab, base, text), 6), "tokens": text.targets(range(len(text)))}
 
     yield Job("before", before)
-    specs = []
-    for method in lab.plan.choices["methods"]:
-        specs.append((yield from tuned(lab, method, lab.plan.choices["rates"])))
+    methods, rates = lab.plan.choices["methods"], lab.plan.choices["rates"]
+    own = {}
+    for method in methods:
+        own[method] = (yield from tuned(lab, method, rates)).lr
     for seed in lab.seeds:
-        for spec in specs:
-            yield lab.job(spec, seed, then=lambda cell: forgotten(lab, cell.model, base, text))
+        for method in methods:
+            for lr in rates:
+                tags = {"own_rate": lr == own[method]}
+                measure = lambda cell: forgotten(lab, cell.model, base, text)
+                yield lab.job(parse_method(method, lr), seed, f"{method} at {lr:g}", tags, measure)
 
 
 def forgotten(lab: Lab, model: PeftModel, base: Pretrained, text: TokenRows) -> Row:
@@ -103,7 +111,7 @@ STUDY = Study(
             "context": 128,
             "pretrain_epochs": 4,
             "tokens": 8192,
-            "rates": [2e-4, 6e-4, 2e-3, 6e-3],
+            "rates": [2e-4, 6e-4, 2e-3, 6e-3, 2e-2],
         },
     ),
     quick=Plan(
@@ -116,7 +124,7 @@ STUDY = Study(
             "context": 128,
             "pretrain_epochs": 1,
             "tokens": 4096,
-            "rates": [5e-3],
+            "rates": [2e-3, 1e-2],
         },
     ),
     jobs=jobs,
