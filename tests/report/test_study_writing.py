@@ -207,7 +207,8 @@ def test_forgetting_says_what_was_found_with_the_method_off_and_who_is_near():
     rows += [cell("lora", s, 0.90, 2.125, lr=3.0) for s in range(3)]
     rows += [cell("topk", s, 0.60, 2.0, lr=3.0) for s in range(3)]  # that diverged at its own rate
     result = forgetting(rows, config)
-    assert said.split("With")[0] in " ".join(result.sentences)  # another rate changes nothing of what is said of the own
+    # What is said of the own rates stays as it was.
+    assert said.split("With")[0] in " ".join(result.sentences)
     assert "at 1 from +0.510 ± 0.010 (LoRA r=8) to +1.010 ± 0.010 (Full fine-tuning); at 3 from +0.125" in " ".join(
         result.sentences
     )

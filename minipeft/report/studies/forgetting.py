@@ -112,7 +112,8 @@ def _by_rate(trained: Rows) -> str:
     rates = sorted({lr for _, lr in accuracy})
     heads = ["accuracy % / forgotten, at a learning rate of", *(f"{lr:g}" for lr in rates)]
     text = lambda cell: f"{100 * accuracy[cell].mean:.1f} / {forgot[cell].mean:+.3f}" if cell in forgot else "diverged"
-    return markdown(heads, [[title(m), *(text((m, lr)) for lr in rates)] for m in dict.fromkeys(m for m, _ in accuracy)])
+    methods = dict.fromkeys(m for m, _ in accuracy)
+    return markdown(heads, [[title(m), *(text((m, lr)) for lr in rates)] for m in methods])
 
 
 def _model_text(rows: Rows, config: Mapping[str, Any]) -> str:
