@@ -146,7 +146,8 @@ def _figure(trained: Rows) -> Figure:
     methods = list(dict.fromkeys(m for m, _ in forgot))
     looks = family_looks(m.split(":")[0] for m in methods)
     own = {name(row): row["lr"] for row in trained if row["own_rate"]}
-    labels, points = [], []
+    labels: list[Label] = []
+    points: list[tuple[float, float]] = []
     for m in methods:
         look = looks[m.split(":")[0]]
         cells = [cell for cell in sorted(forgot) if cell[0] == m]
