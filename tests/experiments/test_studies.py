@@ -241,7 +241,7 @@ def test_jobs_follow_what_was_found_and_none_is_done_twice(settings, tmp_path):
 
 def test_a_stopped_study_goes_on_with_the_same_cells(settings, tmp_path):
     study = STUDIES["topk"]
-    plan = Plan(settings, 1, {"rates": [1e-3], "skip": []})
+    plan = Plan(settings, 1, {"rates": [1e-3]})
 
     def stop(progress):
         if progress.done == 2 and progress.row is None:
@@ -282,7 +282,7 @@ SEARCHED = {
 }
 MADE_HERE = {"vocab_size": 280, "context": 16, "pretrain_epochs": 1}
 SMALL = {
-    "topk": {"rates": [1e-3, 1e-2], "skip": [1]},
+    "topk": {"rates": [1e-3, 1e-2]},
     "subspaces": {"small": 2, "large": 4},
     "adapters": {"ablated": 4, "widths": [1, 4]},
     "rates": {"rates": [1e-3, 1e-2], "methods": ["full", "lora:2"]},
