@@ -41,7 +41,7 @@ STUDY = Study(
     "data-size",
     "Does LoRA keep up with full fine-tuning on few rows, and on many?",
     full=Plan(
-        Settings(), 3, {"sizes": [100, 300, 1000, 10000], "steps": 90, "methods": METHODS, "factors": [0.3, 1, 3]}
+        Settings(), 3, {"sizes": [100, 300, 1000, 10000], "steps": 90, "methods": METHODS, "factors": [0.3, 1, 3, 10]}
     ),
     quick=Plan(
         Settings("glassllm", train_size=100, test_size=200),

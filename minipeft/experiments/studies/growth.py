@@ -42,9 +42,9 @@ STUDY = Study(
             "grid": [10, 30, 100, 300, 1000, 3000, 10000],  # 7: three trainings find one
             "share": 0.9,
             "bars": BARS,
-            "rates": [3e-3, 1e-2],
-            "full_rates": [1e-3],
-            "head_rates": [1e-2],
+            "rates": [3e-3, 1e-2, 3e-2],
+            "full_rates": [5e-4, 2e-3],
+            "head_rates": [1e-2, 3e-2],
         },
     ),
     quick=Plan(

@@ -55,7 +55,9 @@ STUDY = Study(
     "ranks",
     "Is rank 1 enough, and which matrices should LoRA be put on?",
     full=Plan(
-        Settings(), 3, {"budget": 8, "targets": ["q", "qv", "qkvo"], "ranks": [1, 2, 4, 8, 64], "rates": [1e-3, 3e-3]}
+        Settings(),
+        3,
+        {"budget": 8, "targets": ["q", "qv", "qkvo"], "ranks": [1, 2, 4, 8, 64], "rates": [1e-3, 3e-3, 1e-2, 3e-2]},
     ),
     quick=Plan(
         Settings("glassllm", train_size=200, test_size=200, epochs=2),

@@ -19,7 +19,7 @@ def jobs(lab: Lab) -> Jobs:
                 yield lab.job(parse_method(method, lr), seed, f"{method} at {lr:g}", data=data)
 
 
-RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 STUDY = Study(
     "rates",
     "Is LoRA's best learning rate about ten times that of full fine-tuning?",
