@@ -229,7 +229,7 @@ def test_data_size_says_how_long_each_size_was_trained():
 
 def test_widths_that_share_no_seed_are_not_compared_and_a_diverged_ablation_is_left_out():
     cells = ((1, 0, 0.7), (1, 1, None), (8, 0, None), (8, 1, 0.8))
-    rows = [row("adapter", str(w), s, a, method_params=w) for w, s, a in cells]
+    rows = [row("adapter", str(w), s, a, method_params=w, lr=1e-3) for w, s, a in cells]
     rows += [row("adapter", "4", 0, None, ablated=4, spans=None)]
     result = adapters(rows, {})
     assert len(result.sentences) == 1

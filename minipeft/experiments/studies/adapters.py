@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from minipeft.errors import UserError
 from minipeft.experiments.cell import Cell, Settings
+from minipeft.experiments.methods import MethodSpec
 from minipeft.experiments.problems import tokenizer_of
-from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
+from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
 from minipeft.nn import Module
 from minipeft.peft.adapter import AdapterBlock
 from minipeft.training import evaluate
 
 
 def jobs(lab: Lab) -> Jobs:
-    """The ablations, then the widths."""
-    choices = lab.plan.choices
+    """The ablations, then the widths; each width with the best of a few learning rates."""
+    choices, specs = lab.plan.choices, {}
+    for width in dict.fromkeys([choices["ablated"], *choices["widths"]]):
+        specs[width] = yield from tuned(lab, f"adapter:{width}", choices["rates"])
     for seed in lab.seeds:
-        yield ablation(lab, choices["ablated"], seed)
+        yield ablation(lab, specs[choices["ablated"]], choices["ablated"], seed)
     for seed in lab.seeds:
         for width in choices["widths"]:
-            yield lab.job(f"adapter:{width}", seed)
+            yield lab.job(specs[width], seed)
 
 
-def ablation(lab: Lab, width: int, seed: int) -> Job:
+def ablation(lab: Lab, spec: MethodSpec, width: int, seed: int) -> Job:
     """Accuracies with the adapters of the blocks first..last off: `spans` has [first, last, accuracy] for each pair."""
 
     def switched_off(cell: Cell) -> Row:
@@ -37,7 +40,7 @@ def ablation(lab: Lab, width: int, seed: int) -> Job:
         return {"spans": spans}
 
     tags = {"ablated": width, "spans": None}
-    return lab.job(f"adapter:{width}", seed, f"ablation of adapter:{width}", tags, switched_off)
+    return lab.job(spec, seed, f"ablation of adapter:{width}", tags, switched_off)
 
 
 def switch_off(model: Module, blocks: range) -> None:
@@ -51,9 +54,11 @@ def switch_off(model: Module, blocks: range) -> None:
 STUDY = Study(
     "adapters",
     "How wide must an adapter be, and which adapters matter?",
-    full=Plan(Settings(), 3, {"ablated": 64, "widths": [1, 2, 4, 8, 16, 32, 64, 128]}),
+    full=Plan(Settings(), 3, {"ablated": 64, "widths": [1, 2, 4, 8, 16, 32, 64, 128], "rates": [1e-3, 3e-3, 1e-2]}),
     quick=Plan(
-        Settings("glassllm", train_size=200, test_size=200, epochs=2), 1, {"ablated": 16, "widths": [1, 4, 16, 64]}
+        Settings("glassllm", train_size=200, test_size=200, epochs=2),
+        1,
+        {"ablated": 16, "widths": [1, 4, 16, 64], "rates": [3e-3, 1e-2]},
     ),
     jobs=jobs,
 )

@@ -32,7 +32,7 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     if any(row["accuracy"] is not None for row in sweep):
         width = lambda row: int(row["setting"])
         accuracy = group(sweep, width)
-        parameters = group(sweep, width, "method_params")
+        parameters, rate = group(sweep, width, "method_params"), group(sweep, width, "lr")
         sentences.append(f"{best_text(sweep, width, accuracy, lambda r: f'Width {r}')}.")
         least, most = min(accuracy), max(accuracy)
         gap = paired(sweep, width, least, most)
@@ -44,8 +44,8 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
         figures["widths"] = _widths(sweep, accuracy, parameters)
         tables.append(
             markdown(
-                ["width R", "adapter parameters", "accuracy %"],
-                [[str(r), f"{parameters[r].mean:,.0f}", accuracy[r].percent] for r in accuracy],
+                ["width R", "adapter parameters", "learning rate", "accuracy %"],
+                [[str(r), f"{parameters[r].mean:,.0f}", f"{rate[r].mean:g}", accuracy[r].percent] for r in accuracy],
             )
         )
     if ablated:
