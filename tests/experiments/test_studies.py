@@ -283,7 +283,7 @@ SEARCHED = {
 MADE_HERE = {"vocab_size": 280, "context": 16, "pretrain_epochs": 1}
 SMALL = {
     "topk": {"rates": [1e-3, 1e-2]},
-    "subspaces": {"small": 2, "large": 4},
+    "subspaces": {"small": 2, "large": 4, "rates": [1e-3, 1e-2]},
     "adapters": {"ablated": 4, "widths": [1, 4], "rates": [1e-3, 1e-2]},
     "rates": {"rates": [1e-3, 1e-2], "methods": ["full", "lora:2"]},
     "ranks": {"budget": 8, "targets": ["qv"], "ranks": [1, 4], "rates": [1e-3, 1e-2]},

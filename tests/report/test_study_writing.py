@@ -362,6 +362,7 @@ def test_random_directions_are_of_the_width_of_their_own_matrix():
             "cell": str(seed),
             "seed": seed,
             "accuracy": 0.8,
+            "runs": [["lora:2", 3e-3, 0.7 + 0.1 * seed], ["full", 3e-4, 0.8]],
             "shapes": kinds,
             "phi_ranks": grid(),
             "phi_starts": grid(),
@@ -376,6 +377,7 @@ def test_random_directions_are_of_the_width_of_their_own_matrix():
     ]
     rows.append({"cell": "2", "seed": 2, "accuracy": None})  # diverged
     said = " ".join(subspaces(rows, {"small": 2, "large": 4}).sentences)
+    assert "LoRA r=2 at 0.003 (75.0 ± 7.1 %), Full fine-tuning at 0.0003 (80.0 ± 0.0 %)." in said
     assert said.count("Random ones in 20 dimensions have about 0.050 and 0.20.") == 3
     assert said.count("Random ones in 10 dimensions have about 0.100 and 0.40.") == 1  # v_proj writes into 10
     assert "is 2.5 ± 0.7 times what W does" in said

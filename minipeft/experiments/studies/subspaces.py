@@ -5,13 +5,14 @@ U and V are the left and right singular vectors of a matrix; W ∈ R^{in × out}
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minipeft.backend import Array, active, random
 from minipeft.errors import Diverged
 from minipeft.experiments.cell import OnStep, Settings, build
-from minipeft.experiments.methods import parse_method
-from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study
+from minipeft.experiments.methods import MethodSpec
+from minipeft.experiments.studies.frame import Job, Jobs, Lab, Plan, Row, Study, tuned
 from minipeft.nn import Module
 from minipeft.peft.lora import LoRALinear
 
@@ -20,12 +21,18 @@ SHOWN = 16  # directions of two large ranks that are compared
 
 
 def jobs(lab: Lab) -> Jobs:
-    """One job a seed: a small rank, a large rank twice from two starts, and full fine-tuning; all of it, or none."""
+    """One job a seed: a small rank, a large rank twice from two starts, and full fine-tuning; all of it, or none.
+
+    Each with the best of a few learning rates.
+    """
+    choices, specs = lab.plan.choices, []
+    for method in (f"lora:{choices['small']}", f"lora:{choices['large']}", "full"):
+        specs.append((yield from tuned(lab, method, choices["rates"])))
     for seed in lab.seeds:
-        yield _job(lab, seed)
+        yield _job(lab, specs, seed)
 
 
-def _job(lab: Lab, seed: int) -> Job:
+def _job(lab: Lab, specs: Sequence[MethodSpec], seed: int) -> Job:
     small, large = lab.plan.choices["small"], lab.plan.choices["large"]
 
     def run(on_step: OnStep | None) -> Row:
@@ -35,8 +42,16 @@ def _job(lab: Lab, seed: int) -> Job:
             return {"seed": seed, "accuracy": None}
 
     def measure(on_step: OnStep | None) -> Row:
-        runs = [(f"lora:{small}", seed), (f"lora:{large}", seed + 100), (f"lora:{large}", seed + 200)]
-        a, b, c = (lora_layers(lab.run(method, own, on_step).model) for method, own in runs)
+        of_small, of_large, of_full = specs
+        accuracies = []
+
+        def trained(spec: MethodSpec, own: int) -> Module:
+            cell = lab.run(spec, own, on_step)
+            accuracies.append([spec.name, spec.lr, cell.row["accuracy"]])
+            return cell.model
+
+        runs = [(of_small, seed), (of_large, seed + 100), (of_large, seed + 200)]
+        a, b, c = (lora_layers(trained(spec, own)) for spec, own in runs)
         row: Row = {
             "seed": seed,
             "shapes": {name.rpartition(".")[2]: list(layer.linear.weight.shape) for name, layer in a.items()},
@@ -49,10 +64,9 @@ def _job(lab: Lab, seed: int) -> Job:
             ],
         }
         del a, b, c
-        before = weights(build(lab.settings, lab.problem, parse_method("full"), seed))
-        full = lab.run("full", seed, on_step)
-        changes = {name: W - before[name] for name, W in weights(full.model).items()}
-        row["accuracy"] = full.row["accuracy"]
+        before = weights(build(lab.settings, lab.problem, of_full, seed))
+        changes = {name: W - before[name] for name, W in weights(trained(of_full, seed)).items()}
+        row["runs"], row["accuracy"] = accuracies, accuracies[-1][-1]
         row["spectra"] = {
             name: {"change": _rounded(spectrum(dW)), "before": _rounded(spectrum(before[name]))}
             for name, dW in changes.items()
@@ -152,7 +166,11 @@ def _rounded(values: Array) -> list[float]:
 STUDY = Study(
     "subspaces",
     "Do ranks 8 and 64 learn the same directions, and has full fine-tuning's change a low rank?",
-    full=Plan(Settings(), 3, {"small": 8, "large": 64}),
-    quick=Plan(Settings("glassllm", train_size=200, test_size=200, epochs=2), 1, {"small": 8, "large": 32}),
+    full=Plan(Settings(), 3, {"small": 8, "large": 64, "rates": [6e-5, 3e-4, 1e-3, 3e-3, 1e-2]}),
+    quick=Plan(
+        Settings("glassllm", train_size=200, test_size=200, epochs=2),
+        1,
+        {"small": 8, "large": 32, "rates": [1e-3, 1e-2]},
+    ),
     jobs=jobs,
 )

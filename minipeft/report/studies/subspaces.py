@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from minipeft.report.studies.drawing import curve, heat_map, legend
-from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, markdown, seeds_text, stat
+from minipeft.report.studies.writing import Result, Rows, Stat, bars_text, group, markdown, seeds_text, stat, title
 from minipeft.report.style import LOOKS, SPARE, Look, blank_figure
 
 LOOK: list[Look] = [LOOKS["topk"], LOOKS["lora"], LOOKS["adapter"], LOOKS["intrinsic"], LOOKS["full"], *SPARE]
@@ -24,7 +24,7 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     small, large = config["small"], config["large"]
     rows = [row for row in rows if "phi_ranks" in row]  # without the seeds with which a training diverged
     ranks, starts = _grids(rows, "phi_ranks"), _grids(rows, "phi_starts")
-    sentences = []
+    sentences = [_trained(rows)]
     for side, text in SIDES.items():
         for kind in ranks[side]:
             top = stat([np.array(row["phi_ranks"][side][kind])[0, 0] for row in rows])
@@ -69,6 +69,14 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     ]
     heads = ["matrix", f"singular values for {ENERGY:.0%} of ΔW", f"for {ENERGY:.0%} of W", "of"]
     return Result(sentences, figures, [_factor_table(rows, small), markdown(heads, table)])
+
+
+def _trained(rows: Rows) -> str:
+    """What was trained, at which learning rate, and how accurate it is."""
+    runs = [{"method": method, "lr": lr, "accuracy": score} for row in rows for method, lr, score in row["runs"]]
+    accuracy = group(runs, lambda run: (run["method"], run["lr"]))
+    texts = [f"{title(method)} at {lr:g} ({score.percent} %)" for (method, lr), score in accuracy.items()]
+    return f"Trained, each at its own learning rate: {', '.join(texts)}."
 
 
 def _grids(rows: Rows, name: str) -> dict[str, dict[str, np.ndarray]]:
