@@ -209,8 +209,10 @@ def test_forgetting_says_what_was_found_with_the_method_off_and_who_is_near():
     result = forgetting(rows, config)
     # What is said of the own rates stays as it was.
     assert said.split("With")[0] in " ".join(result.sentences)
+    for found in rows[-9:-6] + rows[1:4]:
+        found["own_rate"] ^= True  # full's own is 3 now
     assert "at 1 from +0.510 ± 0.010 (LoRA r=8) to +1.010 ± 0.010 (Full fine-tuning); at 3 from +0.125" in " ".join(
-        result.sentences
+        forgetting(rows, config).sentences
     )
     assert "| LoRA r=8 | 80.0 / +0.510 | 90.0 / +0.125 |" in result.tables[1]
     assert "| Top-K layers K=8 | diverged | 60.0 / +0.000 |" in result.tables[1]

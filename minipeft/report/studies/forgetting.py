@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from minipeft.experiments.studies.frame import OWN
 from minipeft.report.labels import Label, label_points
@@ -46,12 +47,12 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     if not forgot:
         return Result(sentences, notes=NOTES, of=of)
     order = sorted(forgot, key=lambda method: forgot[method].mean)
-    for method, word in ((order[-1], "Most"), (order[0], "Least")):
+    for method, word in ((order[-1], "most"), (order[0], "least")):
         gaps = {m: paired(own, name, method, m, "forgot") for m in order if m != method}
         near = [title(m) for m, gap in gaps.items() if gap is None or not gap.differs]
         alike = f", which cannot be told apart from {', '.join(near)}" if near and forgot[method].n > 1 else ""
         sentences.append(
-            f"{word} is forgotten by {title(method)}, each method at its own learning rate: "
+            f"With each method at its own learning rate, {word} is forgotten by {title(method)}: "
             f"{forgot[method].text(3, 1, '+')} nats a token{alike}."
         )
     for method in order:
@@ -93,11 +94,12 @@ def _cell(row: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _of_the_rate(trained: Rows, methods: Sequence[str]) -> list[str]:
-    """What is forgotten at the lowest and the highest of the rates at which every method has a finite loss."""
+    """What each forgets at the same rate: the lowest, and the highest, of those that are some method's own."""
     forgot = group(trained, _cell, "forgot")
     moved = [m for m in methods if any(forgot[cell].mean for cell in forgot if cell[0] == m)]  # not so the head alone
-    rates = [lr for lr in sorted({lr for _, lr in forgot}) if all((m, lr) in forgot for m in moved)]
-    if len(rates) < 2 or not moved:
+    own = sorted({row["lr"] for row in trained if row["own_rate"] and name(row) in moved})
+    rates = [lr for lr in own if all((m, lr) in forgot for m in moved)]
+    if len(rates) < 2:
         return []
     parts = []
     for lr in (rates[0], rates[-1]):
@@ -140,7 +142,7 @@ def _switched_off(trained: Rows, before: float) -> list[str]:
 
 def _figure(trained: Rows) -> Figure:
     accuracy, forgot = group(trained, _cell), group(trained, _cell, "forgot")
-    below = f"A line joins a method's learning rates; large, with its name: its own; {bars_text(trained)}"
+    below = f"Lines: a method's learning rates, to the one above its own, which is large; {bars_text(trained)}"
     figure = blank_figure(9, 5.8, "What is learnt and what is forgotten", below)
     axes = figure.add_subplot()
     methods = list(dict.fromkeys(m for m, _ in forgot))
@@ -150,8 +152,9 @@ def _figure(trained: Rows) -> Figure:
     points: list[tuple[float, float]] = []
     for m in methods:
         look = looks[m.split(":")[0]]
-        cells = [cell for cell in sorted(forgot) if cell[0] == m]
-        places = {lr: (100 * accuracy[m, lr].mean, forgot[m, lr].mean) for _, lr in cells}
+        rates = sorted(lr for method, lr in forgot if method == m)
+        shown = rates[: 2 + sum(lr < own[m] for lr in rates)]  # to the first that is too high
+        places = {lr: (100 * accuracy[m, lr].mean, forgot[m, lr].mean) for lr in shown}
         points += places.values()
         axes.plot(*zip(*places.values(), strict=True), color=look.colour, linewidth=1, alpha=0.6)
         small = {**marker(look), "markersize": 0.55 * marker(look)["markersize"]}
@@ -163,6 +166,7 @@ def _figure(trained: Rows) -> Figure:
             axes.plot(*places[lr], linestyle="none", zorder=4, **marker(look))
             labels.append(Label(*places[lr], title(m), ink(look.colour)))
     axes.set_yscale("symlog", linthresh=LINEAR)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.margins(0.06)
     axes.set_xlabel("Test accuracy of the new task (%)")
