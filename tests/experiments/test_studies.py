@@ -130,22 +130,28 @@ def test_small_data_is_passed_more_often_for_the_same_steps(rows, epochs):
 
 
 @pytest.mark.parametrize("true", [10, 20, 100, 5000, None])
-def test_the_search_finds_the_smallest_d_and_asks_for_few(true, settings, tmp_path):
+@pytest.mark.parametrize("good", [0.003, 0.01])
+def test_the_search_finds_the_smallest_d_at_any_of_the_rates_and_asks_for_few(true, good, settings, tmp_path):
     grid = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-    lab = Lab(Plan(settings, 1, {}), tmp_path)
+    lab = Lab(Plan(settings, 1, {"rates": [0.003, 0.01]}), tmp_path)
     asked, row = [], None
 
     def whole():
-        asked.append((yield from search(lab, settings.model, Variant("fastfood", False), 0, grid, 1e-2, 0.8, 0.8)))
+        asked.append((yield from search(lab, settings.model, Variant("fastfood", False), 0, grid, 0.8, 0.8)))
 
     jobs = whole()
     with contextlib.suppress(StopIteration):
         while True:
-            asked.append(int(jobs.send(row).name.split("d=")[1].split(" ")[0]))
-            row = {"accuracy": 0.9 if true is not None and asked[-1] >= true else 0.5}
+            d, lr = jobs.send(row).name.removesuffix(", seed 0").split("d=")[1].split(" at ")
+            asked.append((int(d), float(lr)))
+            row = {"accuracy": 0.9 if true is not None and int(d) >= true and float(lr) == good else 0.5}
     *tried, found = asked
     assert found == true
-    assert len(tried) == len(set(tried)) <= 4
+    assert len(tried) == len(set(tried))
+    assert len({d for d, _ in tried}) <= 4
+    for d, lr in tried:  # the second rate only where the first has not reached the bar
+        assert lr == 0.003 or (d, 0.003) in tried
+        assert (d, 0.01) not in tried or good == 0.01 or true is None or d < true
 
 
 def test_bars_are_of_the_model_itself_of_the_best_and_of_random_weights_and_only_within_reach():

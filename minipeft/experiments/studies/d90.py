@@ -31,7 +31,7 @@ STUDY = Study(
             "grid": GRID,
             "share": 0.9,
             "bars": BARS,
-            "rates": [1e-3, 3e-3, 1e-2],
+            "rates": [3e-3, 1e-2],
             "full_rates": [6e-5, 2e-4, 6e-4],
             "head_rates": [5e-3, 2e-2],
         },

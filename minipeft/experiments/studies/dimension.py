@@ -23,7 +23,7 @@ from minipeft.errors import Diverged
 from minipeft.experiments.cell import OnStep
 from minipeft.experiments.problems import tokenizer_of
 from minipeft.experiments.studies.bases import RANDOM, place
-from minipeft.experiments.studies.frame import Job, Jobs, Lab, Row, better_rate
+from minipeft.experiments.studies.frame import Job, Jobs, Lab, Row
 from minipeft.models import Pretrained, load_model
 from minipeft.peft import FullConfig, HeadConfig, IntrinsicConfig, PeftConfig, get_peft_model
 from minipeft.training import Trainer, TrainingConfig, evaluate
@@ -50,7 +50,7 @@ def dimensions(lab: Lab, models: Sequence[str]) -> Jobs:
     """Full fine-tuning and the classifier alone, of every model; then a search for each model, variant, seed and bar.
 
     The plan's choices have `share`, `bars`, `grid`, `variants` and `random_variants` (those of models with random weights),
-    `full_rates`, `head_rates`, and `rates`, of which each model and variant takes the better one.
+    `full_rates`, `head_rates`, and `rates`, those of the subspaces.
     """
     choices, rows = lab.plan.choices, []
     for model in models:
@@ -68,10 +68,9 @@ def dimensions(lab: Lab, models: Sequence[str]) -> Jobs:
         for projection, said in choices["random_variants" if model.startswith(RANDOM) else "variants"]:
             variant = Variant(projection, said)
             if grid := [d for d in choices["grid"] if not said or d > smallest]:
-                lr = yield from rate_for(lab, model, variant, grid)
                 for seed, bars in held.items():
                     for bar in sorted(bars):
-                        yield from search(lab, model, variant, seed, grid, lr, bar, max(bars))
+                        yield from search(lab, model, variant, seed, grid, bar, max(bars))
 
 
 def best_of(rows: Iterable[Mapping[str, Any]], what: str) -> dict[tuple[str, int], float]:
@@ -103,30 +102,22 @@ def targets(model: str, seed: int, bars: Iterable[str], full: Scores, head: Scor
     return {bar for bar in wanted if head.get((model, seed), 0.0) < bar <= full.get((model, seed), 0.0)}
 
 
-def rate_for(lab: Lab, model: str, variant: Variant, grid: Sequence[int]) -> Generator[Job, Row, float]:
-    """The best of the plan's rates at the d that every search begins with, with seed 0."""
-    rates = lab.plan.choices["rates"]
-    if len(rates) == 1:
-        return float(rates[0])
-    trials = []
-    for lr in rates:
-        trials.append((yield _subspace(lab, model, variant, _middle(-1, grid), lr, 0, 1.0)))
-    return better_rate(variant.name, trials)
-
-
 def search(
-    lab: Lab, model: str, variant: Variant, seed: int, grid: Sequence[int], lr: float, bar: float, stop: float
+    lab: Lab, model: str, variant: Variant, seed: int, grid: Sequence[int], bar: float, stop: float
 ) -> Generator[Job, Row, int | None]:
     """d₉₀ by halving the grid, on which accuracy is taken to rise with d; None when its largest d does not reach the bar.
 
-    A training ends at `stop`, the highest of the bars that its result will be held to.
+    Each d has the plan's rates in turn until one reaches the bar: with Adam a step of θ_d M grows with d, so that no rate
+    is right for all. A training ends at `stop`, the highest of the bars that its result will be held to.
     """
     below, reached = -1, len(grid)
     while reached - below > 1:
         d = _middle(below, grid[:reached])
-        row = yield _subspace(lab, model, variant, d, lr, seed, stop)
-        if (row["accuracy"] or 0.0) >= bar:
-            reached = grid.index(d)
+        for lr in lab.plan.choices["rates"]:
+            row = yield _subspace(lab, model, variant, d, lr, seed, stop)
+            if (row["accuracy"] or 0.0) >= bar:
+                reached = grid.index(d)
+                break
         else:
             below = grid.index(d)
     return grid[reached] if reached < len(grid) else None

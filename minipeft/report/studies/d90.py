@@ -28,8 +28,8 @@ from minipeft.report.style import GREY, blank_figure
 NOTES = [
     "d₉₀ is the smallest d of the grid that reaches the bar: ≤ d where the smallest that was tried does, > d where the "
     "largest does not, 0 where the classifier alone does. Of several seeds the middle one comes first, then all.",
-    "A bar is a share of the accuracy of full fine-tuning with the same seed, at the best of its learning rates; that of a "
-    "subspace was chosen once for each model and variant, with seed 0.",
+    "A bar is a share of the accuracy of full fine-tuning with the same seed, at the best of its learning rates; a "
+    "subspace reaches it when it does at one of its rates.",
 ]
 
 
@@ -47,12 +47,11 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
         texts = [f"{short_name(m)} {text}" for m in found.models if (text := found.text(m, variant, "best"))]
         if len(texts) > 2:
             sentences.append(f"{variant}, dimensions to the bar of {short_name(best)}: {'; '.join(texts)}.")
-    heads = ["model", "variant", "rate", *(_bar_name(bar, best) for bar in config["bars"])]
+    heads = ["model", "variant", *(_bar_name(bar, best) for bar in config["bars"])]
     lines = [
         [
             short_name(model),
             variant,
-            f"{found.rates[model, variant]:g}" if (model, variant) in found.rates else "",
             *(_cell(found, model, variant, bar) for bar in config["bars"]),
         ]
         for model in found.models

@@ -13,7 +13,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from minipeft.experiments.studies.bases import MADE
 from minipeft.experiments.studies.dimension import FULL, HEAD, Variant, bar_model, best_of
-from minipeft.experiments.studies.frame import better_rate
 from minipeft.report.studies.writing import Rows, Stat, ratio_text, stat
 from minipeft.report.style import GREY, LOOKS, SPARE, Look, marker
 
@@ -56,14 +55,13 @@ BySeed = Mapping[int, Needed]
 
 
 class Dimensions:
-    """The finished rows of a search; those of the learning rates that were not chosen are left out.
+    """The finished rows of a search.
 
     Attributes:
         full, head: (model, seed) -> the accuracy of full fine-tuning, and of the classifier alone.
-        rates: (model, variant) -> the learning rate that was chosen.
         models: in the order of the plan.
         variants: of the plan, as in "fastfood DID".
-        rows: of the subspaces.
+        rows: of the subspaces; of each d and seed the one at the best of its learning rates.
     """
 
     def __init__(self, rows: Rows, config: Mapping[str, Any]) -> None:
@@ -73,8 +71,10 @@ class Dimensions:
         self.all = [row for row in rows if "what" in row]
         subspaces = [row for row in self.all if row["d"] is not None]
         self.variants = [Variant(projection, said).name for projection, said in config["variants"]]
-        self.rates = _rates(subspaces)
-        self.rows = [row for row in subspaces if row["lr"] == self.rates[row["model"], row["what"]]]
+        best: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        for row in sorted(subspaces, key=lambda row: row["accuracy"] or 0.0):
+            best[(*_key(row), row["d"])] = row
+        self.rows = [row for row in subspaces if best[(*_key(row), row["d"])] is row]
 
     def bars(self, model: str, bar: str) -> dict[int, float]:
         """Seed -> the accuracy to reach at the bar "own", "best" or "random"."""
@@ -111,16 +111,6 @@ class Dimensions:
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
     return row["model"], row["what"], row["seed"]
-
-
-def _rates(rows: Rows) -> dict[tuple[str, str], float]:
-    """(model, variant) -> the best of the rates that the first d was tried at, as in the study."""
-    trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        known = trials.setdefault((row["model"], row["what"]), [])
-        if not known or (row["seed"], row["d"]) == (known[0]["seed"], known[0]["d"]):
-            known.append(dict(row))  # the trials come first, with the same d and seed
-    return {key: better_rate(key[1], known) for key, known in trials.items()}
 
 
 def middle(found: BySeed) -> Needed:
