@@ -222,11 +222,11 @@ def test_data_size_says_how_long_each_size_was_trained():
     rows = [
         row(m, "", s, 0.8, rows=n, steps=k, epochs=e, lr=1e-3)
         for m in ("full", "lora")
-        for n, k, e in ((100, 92, 23), (1000, 96, 3))
+        for n, k, e in ((100, 92, 23), (3000, 94, 1))
         for s in range(2)
     ]
     notes = " ".join(data_size(rows, {"train_size": 1000}).notes)
-    assert "100 rows 92 steps (23 epochs), 1,000 rows 96 steps (3 epochs)" in notes
+    assert "100 rows 92 steps (23 epochs), 3,000 rows 94 steps (1 epoch)" in notes
 
 
 def test_widths_that_share_no_seed_are_not_compared_and_a_diverged_ablation_is_left_out():

@@ -32,7 +32,7 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
             continue
         gaps = [(size, gap) for size in sizes if (gap := paired(rows, key, (method, size), ("full", size))) is not None]
         if gaps:
-            texts = [f"{gap.points} on {size:,} rows ({verdict(gap)})" for size, gap in (gaps[0], gaps[-1])]
+            texts = [f"{gap.points} on {size:,} rows ({verdict(gap)})" for size, gap in gaps]
             sentences.append(f"{title(method)} minus full fine-tuning, in points: {'; '.join(texts)}.")
     for size in (sizes[0], sizes[-1]):
         among = [(m, size) for m in methods]
@@ -50,7 +50,10 @@ def result(rows: Rows, config: Mapping[str, Any]) -> Result:
     heads = ["method", *(f"{size:,} rows" for size in sizes)]
     table = [[title(m), *(accuracy[m, s].percent if (m, s) in accuracy else "" for s in sizes)] for m in methods]
     rates = group(rows, name, "lr")
-    length = {row["rows"]: f"{row['rows']:,} rows {row['steps']} steps ({row['epochs']} epochs)" for row in rows}
+    length = {
+        row["rows"]: f"{row['rows']:,} rows {row['steps']} steps ({row['epochs']} epoch{'s' * (row['epochs'] > 1)})"
+        for row in rows
+    }
     notes = [
         f"How long each size was trained: {', '.join(length[size] for size in sizes)}.",
         f"Learning rates: {', '.join(f'{title(m)} {rates[m].mean:g}' for m in methods)}, chosen on "
