@@ -285,6 +285,7 @@ SEARCHED = {
     "rates": [1e-3, 1e-2],
     "full_rates": [1e-3],
     "head_rates": [1e-2],
+    "random_rates": [1e-2],
 }
 MADE_HERE = {"vocab_size": 280, "context": 16, "pretrain_epochs": 1}
 SMALL = {

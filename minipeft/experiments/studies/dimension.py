@@ -49,8 +49,8 @@ class Variant:
 def dimensions(lab: Lab, models: Sequence[str]) -> Jobs:
     """Full fine-tuning and the classifier alone, of every model; then a search for each model, variant, seed and bar.
 
-    The plan's choices have `share`, `bars`, `grid`, `variants` and `random_variants` (those of models with random weights),
-    `full_rates`, `head_rates`, and `rates`, those of the subspaces.
+    The plan's choices have `share`, `bars`, `grid`, `full_rates`, `head_rates`, and for the subspaces `variants` and `rates`,
+    `random_variants` and `random_rates` (those of models with random weights).
     """
     choices, rows = lab.plan.choices, []
     for model in models:
@@ -113,7 +113,7 @@ def search(
     below, reached = -1, len(grid)
     while reached - below > 1:
         d = _middle(below, grid[:reached])
-        for lr in lab.plan.choices["rates"]:
+        for lr in lab.plan.choices["random_rates" if model.startswith(RANDOM) else "rates"]:
             row = yield _subspace(lab, model, variant, d, lr, seed, stop)
             if (row["accuracy"] or 0.0) >= bar:
                 reached = grid.index(d)
