@@ -49,8 +49,8 @@ class Variant:
 def dimensions(lab: Lab, models: Sequence[str]) -> Jobs:
     """Full fine-tuning and the classifier alone, of every model; then a search for each model, variant, seed and bar.
 
-    The plan's choices have `share`, `bars`, `grid`, `full_rates`, `head_rates`, and for the subspaces `variants` and `rates`,
-    `random_variants` and `random_rates` (those of models with random weights).
+    The plan's choices have `share`, `bars`, `grid`, `full_rates`, `head_rates`; for the subspaces `variants` and `rates`, and
+    for those of models with random weights `random_variants` and `random_rates`.
     """
     choices, rows = lab.plan.choices, []
     for model in models:
