@@ -49,7 +49,7 @@ class Variant:
 def dimensions(lab: Lab, models: Sequence[str]) -> Jobs:
     """Full fine-tuning and the classifier alone, of every model; then a search for each model, variant, seed and bar.
 
-    The plan's choices have `share`, `bars`, `grid`, `full_rates`, `head_rates`; for the subspaces `variants` and `rates`, and
+    The plan's choices have `share`, `bars`, `grid`, `full_rates`, `head_rates`; for the subspaces `variants` and `rates`;
     for those of models with random weights `random_variants` and `random_rates`.
     """
     choices, rows = lab.plan.choices, []
