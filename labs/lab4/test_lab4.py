@@ -71,7 +71,7 @@ def test_more_blocks_than_there_are(lab, mp):
 def test_with_everything_trained_it_goes_all_the_way(lab, mp):
     got = lab.gradient_norms(model_of(mp), *batch())
     same(len(got), 6, "the embeddings, four blocks, and the head")
-    close(got, reference(), "√(Σ g²) over all gradients of a part", ulps=1e8)
+    close(got, reference(), "√(Σ g²) over all gradients of a part", ulps=1e11)  # of float32 gradients
 
 
 @task(3)
