@@ -21,13 +21,13 @@ def jobs(lab: Lab) -> Jobs:
     for width in dict.fromkeys([choices["ablated"], *choices["widths"]]):
         specs[width] = yield from tuned(lab, f"adapter:{width}", choices["rates"])
     for seed in lab.seeds:
-        yield ablation(lab, specs[choices["ablated"]], choices["ablated"], seed)
+        yield ablation(lab, specs[choices["ablated"]], seed)
     for seed in lab.seeds:
         for width in choices["widths"]:
             yield lab.job(specs[width], seed)
 
 
-def ablation(lab: Lab, spec: MethodSpec, width: int, seed: int) -> Job:
+def ablation(lab: Lab, spec: MethodSpec, seed: int) -> Job:
     """Accuracies with the adapters of the blocks first..last off: `spans` has [first, last, accuracy] for each pair."""
 
     def switched_off(cell: Cell) -> Row:
@@ -39,8 +39,8 @@ def ablation(lab: Lab, spec: MethodSpec, width: int, seed: int) -> Job:
                 spans.append([first, last, round(score.accuracy, 6)])
         return {"spans": spans}
 
-    tags = {"ablated": width, "spans": None}
-    return lab.job(spec, seed, f"ablation of adapter:{width}", tags, switched_off)
+    tags = {"ablated": int(spec.setting), "spans": None}
+    return lab.job(spec, seed, f"ablation of {spec.name}", tags, switched_off)
 
 
 def switch_off(model: Module, blocks: range) -> None:

@@ -74,7 +74,7 @@ class Dimensions:
         best: dict[tuple[Any, ...], Mapping[str, Any]] = {}
         for row in sorted(subspaces, key=lambda row: row["accuracy"] or 0.0):
             best[(*_key(row), row["d"])] = row
-        self.rows = [row for row in subspaces if best[(*_key(row), row["d"])] is row]
+        self.rows = list(best.values())
 
     def bars(self, model: str, bar: str) -> dict[int, float]:
         """Seed -> the accuracy to reach at the bar "own", "best" or "random"."""
